@@ -1,0 +1,21 @@
+"""Errors that a user can cause or meet; each message says what was wrong, where, and what to do."""
+
+
+class VGLMError(Exception):
+    """Base of every error that vGLM raises on purpose."""
+
+
+class ModelError(VGLMError):
+    """A model file is missing, damaged, or of a kind that vGLM does not run."""
+
+
+class RequestError(VGLMError, ValueError):
+    """A prompt or a sampling parameter is refused; the engine's state is unchanged."""
+
+
+class GraphError(VGLMError, ValueError):
+    """A graph is malformed; the message names the line and the field where it can."""
+
+
+class ConfigError(VGLMError, ValueError):
+    """An engine option is out of range or does not fit the model or the machine."""
