@@ -13,7 +13,7 @@ FinishReason = Literal["stop", "length", "abort"]
 
 @dataclass(slots=True)
 class Logprob:
-    """Log-probability (nats) of one token under the model's raw logits, before temperature, penalties and masks.
+    """Log-probability (nats) of one token under the raw logits, before temperature, penalties and masks.
 
     `rank` is 1 for the most probable token; tokens of equal probability share a rank.
     """

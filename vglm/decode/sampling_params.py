@@ -30,15 +30,15 @@ class SamplingParams:
         top_k: keep the k most probable tokens; 0 or -1 keeps all.
         min_p: keep tokens at least this fraction as probable as the most probable one.
         repetition_penalty: above 1 discourages tokens of the prompt and of the output so far.
-        presence_penalty, frequency_penalty: subtracted once per token that is in the output, or per occurrence.
+        presence_penalty, frequency_penalty: subtracted once for a token in the output, or per occurrence.
         logit_bias: added to the logits of these token ids, -100 to 100.
         stop: strings that end the output when they appear in it.
         stop_token_ids: token ids that end the output.
         include_stop_str_in_output: whether the stop string (or stop token) stays in the text.
         ignore_eos: generate past the model's end-of-text tokens.
         seed: makes the output repeatable, whatever else is in the batch; None (or -1) draws a fresh one.
-        logprobs: report the sampled token's log-probability and those of this many best tokens (0: the sampled
-            token's alone, -1: the whole vocabulary).
+        logprobs: report the log-probability of the sampled token and of this many best tokens (0: of the
+            sampled token alone, -1: of the whole vocabulary).
         prompt_logprobs: the same for the prompt's tokens.
         detokenize: whether to produce text at all.
         skip_special_tokens: leave special tokens out of the text.
@@ -109,7 +109,7 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
-        """Whether the most probable token is taken every time; top_p, top_k, min_p and seed then have no effect."""
+        """Whether the most probable token is always taken; top_p, top_k, min_p and seed then mean nothing."""
         return self.temperature < GREEDY_BELOW
 
     @property
@@ -141,7 +141,7 @@ class SamplingParams:
         return _bounded_count(self.prompt_logprobs, vocab_size)
 
     def seed_for(self, index: int, drawn: int) -> int:
-        """Unsigned 64-bit seed of completion `index` (0 <= index < n); `drawn` is used when no seed was given."""
+        """Unsigned 64-bit seed of completion `index` (0 to n - 1); `drawn` is used when no seed was given."""
         return ((drawn if self.seed is None else self.seed) + index) % 2**64
 
     def check_vocabulary(self, vocab_size: int) -> None:
@@ -153,14 +153,16 @@ class SamplingParams:
 
 
 def _refused(name: str, value: object, allowed: str) -> RequestError:
-    shown = repr(value)
-    if len(shown) > 60:
-        shown = shown[:57] + "..."
+    if isinstance(value, int) and value.bit_length() > 256:
+        shown = "too large to print"  # and repr() would raise
+    else:
+        shown = repr(value)
+        shown = shown if len(shown) <= 60 else shown[:57] + "..."
     return RequestError(f"{name} is {shown}, but must be {allowed}.")
 
 
 def _integer(name: str, value: Any, low: int, *, none: str = "", note: str = "") -> int:
-    if isinstance(value, Integral) and not isinstance(value, bool) and low <= value <= _INT32_MAX:
+    if isinstance(value, Integral) and not isinstance(value, bool) and low <= int(value) <= _INT32_MAX:
         return int(value)
     allowed = f"a whole number from {low} to {_INT32_MAX}"
     allowed += f" ({note})" if note else ""
@@ -222,7 +224,7 @@ def _token_ids(name: str, value: Any) -> tuple[int, ...]:
 def _seed(value: Any) -> int | None:
     if value is None:
         return None
-    if isinstance(value, Integral) and not isinstance(value, bool) and -(2**63) <= value < 2**64:
+    if isinstance(value, Integral) and not isinstance(value, bool) and -(2**63) <= int(value) < 2**64:
         return None if value == -1 else int(value)
     raise _refused("seed", value, "a whole number of 64 bits, or None for a fresh one")
 
