@@ -47,7 +47,7 @@ class TensorSource(ABC):
 
     @abstractmethod
     def rows(self, name: str, start: int, stop: int) -> Float32:
-        """Rows [start, stop) of a tensor (along its first dimension) as float32; the result may be read-only."""
+        """Rows [start, stop) of a tensor (along its first dimension) as float32, perhaps read-only."""
 
     def block_rows(self, name: str, start: int, stop: int) -> Q4Blocks | None:
         """The same rows as 4-bit blocks, or None when the format is not a 4-bit one."""

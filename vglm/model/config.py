@@ -1,4 +1,4 @@
-"""What a decoder-only transformer looks like, whatever file it came from: sizes, norms, biases, rotary embedding."""
+"""What a decoder-only transformer looks like, whatever file it came from."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ Floats = npt.NDArray[np.float64]
 class RopeConfig:
     """Rotary position embedding over the first `rotary_dim` dimensions of a head, in half-split order.
 
-    `scaling` is None or a dict with `rope_type` one of linear, llama3, yarn (keys as in Hugging Face configs) or
-    `freq_factors` (key `factors`: one divisor per frequency, as GGUF files store them).
+    `scaling` is None or a dict with `rope_type` one of linear, llama3, yarn (keys as in Hugging Face configs)
+    or `freq_factors` (key `factors`: one divisor per frequency, as GGUF files store them).
     """
 
     theta: float
@@ -56,7 +56,7 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything the engine needs to know about a model apart from its weights. Sizes are counts, not bytes."""
+    """Everything the engine needs to know about a model but its weights. Sizes are counts, not bytes."""
 
     architecture: str
     num_layers: int
@@ -110,12 +110,12 @@ class ModelConfig:
                 raise ModelError(f"model config: {name} is {value}; it must be between 1 and {limit}")
         if self.num_heads % self.num_kv_heads:
             raise ModelError(
-                f"model config: {self.num_heads} query heads cannot share {self.num_kv_heads} key-value heads evenly"
+                f"model config: {self.num_heads} heads cannot evenly share {self.num_kv_heads} KV heads"
             )
         rotary = self.rope.rotary_dim
         if rotary % 2 or not 2 <= rotary <= self.head_dim:
             raise ModelError(
-                f"model config: rotary dimension {rotary} must be even and between 2 and head_dim {self.head_dim}"
+                f"model config: rotary dimension {rotary} must be even and within head_dim {self.head_dim}"
             )
         positive = {"norm_eps": self.norm_eps, "rope theta": self.rope.theta, "attn_scale": self.attn_scale}
         positive["logit multiplier"] = self.logit_multiplier

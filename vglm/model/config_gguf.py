@@ -31,14 +31,14 @@ INTERLEAVED = {
     "chatglm": True,
     "glm4": True,
 }
-# Control tokens that end a turn or a text in the vocabularies of the supported families, besides the declared ones.
+# Control tokens that end a turn or a text in the supported families' vocabularies, besides the declared ones.
 _END_TOKENS = {"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|end|>"}
 _GLM_END_TOKENS = {"<|user|>", "<|observation|>"}
 _CONTROL = 3
 
 
 def config_from_gguf(header: GGUFHeader) -> ModelConfig:
-    """Build the config. Raises ModelError for an unknown architecture, a missing key or an unsupported feature."""
+    """Build the config. Raises ModelError for an unknown architecture, missing key or unsupported feature."""
     name = header.get("general.architecture")
     if not isinstance(name, str) or name not in GGUF_ARCHITECTURES:
         known = ", ".join(GGUF_ARCHITECTURES)
@@ -82,10 +82,10 @@ def config_from_gguf(header: GGUFHeader) -> ModelConfig:
 
 
 def _fields(header: GGUFHeader, name: str) -> Fields:
-    """The architecture's own keys without their prefix; a per-layer list that is constant becomes one value."""
+    """The architecture's own keys without their prefix; a constant per-layer list becomes one value."""
     values: dict[str, Any] = {}
     prefix = f"{name}."
-    for key in header.keys():
+    for key in header.keys:
         if not key.startswith(prefix):
             continue
         value = header.get(key)

@@ -12,7 +12,7 @@ from vglm.model.config import ACTIVATIONS, ModelConfig, RopeConfig, parse_rope_s
 
 @dataclass(frozen=True)
 class Family:
-    """How one `architectures` entry differs from Llama; `interleaved` is the rotary order of its stored weights."""
+    """How an `architectures` entry differs from Llama; `interleaved` is its weights' rotary order."""
 
     architecture: str
     qkv_bias: bool | str = False
@@ -59,7 +59,7 @@ def family_of(raw: Mapping[str, Any]) -> Family:
 
 
 def config_from_hf(raw: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
-    """Build the config from the contents of `config.json` and, for the end tokens, `generation_config.json`."""
+    """Build the config from `config.json` and, for the end tokens, `generation_config.json`."""
     family = family_of(raw)
     _refuse_unsupported(raw)
     fields = Fields(raw, "config.json")
@@ -162,8 +162,8 @@ def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
         quantization = raw["quantization_config"]
         method = quantization.get("quant_method", "?") if isinstance(quantization, dict) else "?"
         raise ModelError(
-            f"config.json: the weights are quantised with {method!r}; vGLM reads plain F32, F16 or BF16 safetensors "
-            "and quantised GGUF files"
+            f"config.json: the weights are quantised with {method!r}; vGLM reads plain F32, F16 or BF16 "
+            "safetensors and quantised GGUF files"
         )
 
 
@@ -172,8 +172,8 @@ def _sliding_window(
 ) -> tuple[int | None, int]:
     """The window that all layers share, and the longest context that is exact.
 
-    When only some layers slide, the context is limited to the window: up to there, sliding and full attention are
-    the same, so the model stays exact.
+    When only some layers slide, the context is limited to the window: up to there, sliding and full attention
+    are the same, so the model stays exact.
     """
     if not family.sliding or raw.get("sliding_window") is None:
         return None, max_position
@@ -196,7 +196,7 @@ def _sliding_window(
 
 
 def _rope(raw: Mapping[str, Any], family: Family, head_dim: int, max_position: int) -> RopeConfig:
-    """Both layouts: `rope_theta` with `rope_scaling` (transformers 4), and `rope_parameters` (transformers 5)."""
+    """Both layouts: `rope_theta` with `rope_scaling` (transformers 4), `rope_parameters` (transformers 5)."""
     parameters = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if not isinstance(parameters, dict):
         raise ModelError(f"config.json: rope parameters must be a mapping, found {parameters!r}")

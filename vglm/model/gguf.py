@@ -81,7 +81,7 @@ def _half(blocks: npt.NDArray[np.uint8], byte: int) -> Float32:
 
 
 def _nibbles(packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Low nibbles of a run of bytes, then their high nibbles: the order of weights in every 4-bit ggml block."""
+    """Low nibbles of a run of bytes, then its high ones: the weights' order in every 4-bit ggml block."""
     return np.concatenate([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1)
 
 

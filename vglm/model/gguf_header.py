@@ -1,7 +1,8 @@
 """A bounds-checked reader of GGUF headers.
 
-The `gguf` package builds a numpy view per string, which takes seconds for a real vocabulary, and trusts every length
-that it reads. Here each length is checked against the file before it is used, and large arrays are decoded on demand.
+The `gguf` package builds a numpy view per string, which takes seconds for a real vocabulary, and trusts every
+length that it reads. Here each length is checked against the file before it is used, and large arrays are
+decoded on demand.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class ArrayRef:
 
 
 class GGUFHeader:
-    """The metadata and tensor table of a GGUF file. Raises ModelError for anything that does not fit the file."""
+    """The metadata and tensor table of a GGUF file. ModelError for anything that does not fit the file."""
 
     def __init__(self, buffer: Buffer, where: str) -> None:
         self._buffer = buffer
@@ -89,6 +90,7 @@ class GGUFHeader:
         self.data_offset = -(-self._position // alignment) * alignment
         self.tensors = self._place(infos, alignment)
 
+    @property
     def keys(self) -> list[str]:
         """Names of the metadata entries."""
         return list(self._metadata)
@@ -111,7 +113,7 @@ class GGUFHeader:
         start = self._position
         if length > self._size - start:
             raise self._fail(
-                f"cut short or damaged: {what} needs {length} bytes at byte {start}, the file has {self._size}"
+                f"cut short or damaged: {what} needs {length} bytes at byte {start} of {self._size}"
             )
         self._position = start + length
         return start
@@ -261,7 +263,7 @@ def _type_name(kind: int) -> str:
 
 
 def raw_rows(buffer: Buffer, info: TensorInfo, start: int, stop: int) -> npt.NDArray[np.uint8]:
-    """Bytes of rows [start, stop) of a tensor's first dimension: uint8 [stop - start, bytes per row], not copied."""
+    """Rows [start, stop) of a tensor as stored: uint8 [stop - start, bytes per row], not copied."""
     row_bytes = info.num_bytes // info.shape[0]
     data = np.frombuffer(buffer, np.uint8, (stop - start) * row_bytes, info.offset + start * row_bytes)
     return data.reshape(stop - start, row_bytes)

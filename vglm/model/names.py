@@ -1,7 +1,7 @@
 """Canonical tensor names, and where each one is found in a Hugging Face or a GGUF file.
 
-The engine knows one naming and one rotary order (half-split). A `Recipe` says which stored tensor holds a canonical
-one, which of its rows (fused projections), and whether its rows must be permuted from interleaved rotary order.
+The engine knows one naming and one rotary order (half-split). A `Recipe` says which stored tensor holds a
+canonical one, which of its rows (fused projections), and whether to permute them from interleaved order.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to cut one canonical tensor out of a stored one: rows [start, stop), then `permute` those rows if given."""
+    """How to cut a canonical tensor out of a stored one: rows [start, stop), then `permute` of those."""
 
     source: str
     start: int
@@ -95,7 +95,7 @@ _GGUF_LAYER = {
     "mlp_post_norm": "post_ffw_norm.weight",
     "qkv_proj": "attn_qkv.weight",
     "qkv_bias": "attn_qkv.bias",
-    # llama.cpp stores a fused gate and up under the name of up; gate_up_proj only applies when ffn_gate is absent.
+    # llama.cpp stores a fused gate and up under the name of up; it counts only when ffn_gate is absent.
     "gate_up_proj": "ffn_up.weight",
     **{f"{n}_proj": f"attn_{s}.weight" for n, s in (("q", "q"), ("k", "k"), ("v", "v"), ("o", "output"))},
     **{f"{n}_bias": f"attn_{s}.bias" for n, s in (("q", "q"), ("k", "k"), ("v", "v"), ("o", "output"))},
@@ -121,7 +121,7 @@ class NameMap:
         self.interleaved = interleaved
 
     def recipes(self) -> dict[str, Recipe]:
-        """A recipe for every canonical tensor; ModelError names each missing, mis-shaped or unknown tensor."""
+        """A recipe for every canonical tensor; ModelError names missing, mis-shaped and unknown ones."""
         problems: list[str] = []
         recipes: dict[str, Recipe] = {}
         for name, shape in canonical_shapes(self.config).items():
@@ -165,7 +165,7 @@ class NameMap:
         return prefix + self.layer[part], 0, rows
 
     def _permutation(self, name: str) -> npt.NDArray[np.int64] | None:
-        """Row order that turns interleaved rotary pairs (0,1),(2,3).. into half-split pairs (0,r/2),(1,r/2+1).."""
+        """Row order that turns rotary pairs (0,1),(2,3).. into half-split pairs (0,r/2),(1,r/2+1).."""
         part = name.rpartition(".")[2]
         if not self.interleaved or part not in ("q_proj", "k_proj", "q_bias", "k_bias", "q_norm", "k_norm"):
             return None
@@ -174,7 +174,8 @@ class NameMap:
             heads = 1
         rotary, head_dim = self.config.rope.rotary_dim, self.config.head_dim
         one = np.concatenate([np.arange(0, rotary, 2), np.arange(1, rotary, 2), np.arange(rotary, head_dim)])
-        return (np.arange(heads)[:, None] * head_dim + one).reshape(-1)
+        order: npt.NDArray[np.int64] = (np.arange(heads)[:, None] * head_dim + one).reshape(-1)
+        return order
 
     def _unknown(self, used: Iterable[str]) -> list[str]:
         """Tensors of the model's own layers that nothing reads: their model would compute something else."""

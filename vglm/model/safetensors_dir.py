@@ -7,7 +7,7 @@ import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import xxhash
@@ -35,7 +35,7 @@ class StoredTensor:
 
 
 class SafetensorsTensors(TensorSource):
-    """The tensors of one or many mapped safetensors files. bfloat16 is widened here, as numpy has no such type."""
+    """The tensors of one or many mapped safetensors files; bfloat16 is widened, as numpy has none."""
 
     def __init__(self, stored: Mapping[str, StoredTensor]) -> None:
         self._stored = stored
@@ -191,7 +191,7 @@ def _entry(
     return StoredTensor(buffer, start + begin, dtype, tuple(shape))
 
 
-def _is_sizes(value: object) -> bool:
+def _is_sizes(value: object) -> TypeGuard[list[int]]:
     return (
         isinstance(value, list)
         and len(value) <= 8
@@ -200,7 +200,7 @@ def _is_sizes(value: object) -> bool:
 
 
 def _chat_template(path: Path) -> str | None:
-    """`chat_template.jinja`, or the template in `tokenizer_config.json` (the one named "default" of several)."""
+    """`chat_template.jinja`, or the template in `tokenizer_config.json` ("default" if it has several)."""
     file = path / "chat_template.jinja"
     if file.is_file():
         try:

@@ -1,7 +1,7 @@
 """Text to token ids and back, over the `tokenizers` library.
 
-A prompt may hold text that nobody trusts (a graph's labels). `allow_special_tokens=False` encodes such text so that
-no control token can come out of it, whatever it spells.
+A prompt may hold text that nobody trusts (a graph's labels). `allow_special_tokens=False` encodes such text
+so that no control token can come out of it, whatever it spells.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def tokenizer_errors(where: str) -> Iterator[None]:
 class Tokenizer:
     """Encodes and decodes; immutable and safe to share between threads.
 
-    `bos_id` is the begin token or None, `eos_ids` the end tokens, `prefix_ids` and `suffix_ids` what `encode` puts
-    around a text when `add_special` is true.
+    `bos_id` is the begin token or None, `eos_ids` the end tokens, `prefix_ids` and `suffix_ids` what `encode`
+    puts around a text when `add_special` is true.
     """
 
     def __init__(self, backend: Backend, bos_id: int | None, eos_ids: Sequence[int]) -> None:
@@ -104,7 +104,7 @@ class Tokenizer:
         return encoded
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """The text of token ids; bytes that are not valid UTF-8 become U+FFFD. Raises RequestError for negative ids."""
+        """The text of token ids; invalid UTF-8 becomes U+FFFD. Raises RequestError for negative ids."""
         try:
             text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special)
         except (TypeError, OverflowError) as error:

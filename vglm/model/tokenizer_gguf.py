@@ -32,7 +32,7 @@ _GPT4O = (
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """How a family cuts text before merging: a regex, or GPT-2's own (None), perhaps with every digit alone."""
+    """How a family cuts text before merging: by a regex or GPT-2's own (None), perhaps digit by digit."""
 
     pattern: str | None = None
     digits: bool = False
@@ -227,7 +227,7 @@ def _added(token: str, special: bool) -> AddedToken:
 def _add_around(
     backend: Backend, header: GGUFHeader, vocabulary: Vocabulary, prefix: list[str], default_bos: bool
 ) -> None:
-    """What `encode` puts around a text: a family's own prefix, or the begin and end tokens the file asks for."""
+    """What `encode` puts around a text: a family's own prefix, or the file's begin and end tokens."""
     suffix: list[str] = []
     bos, eos = _special_id(header, "bos"), _special_id(header, "eos")
     tokens = vocabulary.tokens

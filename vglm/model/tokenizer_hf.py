@@ -43,7 +43,7 @@ def _id(backend: Backend, token: Any) -> int | None:
 
 
 def _apply_around(backend: Backend, settings: dict[str, Any], bos: int | None, eos: int | None) -> None:
-    """As transformers does: `add_bos_token` and `add_eos_token`, where given, replace the stored post-processor."""
+    """As transformers does: `add_bos_token` or `add_eos_token`, if given, replace the post-processor."""
     if "add_bos_token" not in settings and "add_eos_token" not in settings:
         return
     before = [bos] if settings.get("add_bos_token") and bos is not None else []
