@@ -1,0 +1,281 @@
+"""The engine's loop: requests in, one model step at a time, results on the requests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from random import Random
+
+from vglm.decode.sampling_params import SamplingParams
+from vglm.engine.block_manager import BlockManager
+from vglm.engine.block_pool import BlockPool
+from vglm.engine.intake import check_request, make_sequences
+from vglm.engine.metrics import EngineMetrics, EngineStats
+from vglm.engine.request import PromptEmbeds, Request, RequestKind, Sequence, Status, TokenHook
+from vglm.engine.results import take_over
+from vglm.engine.scheduler import Scheduled, Scheduler, SchedulerConfig
+from vglm.engine.span_cache import Span, SpanCache, SpanKeys
+from vglm.engine.step import Executor, StepBatch, StepBuilder, StepResult
+from vglm.errors import ConfigError, RequestError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig(SchedulerConfig):
+    """Limits of the engine and the facts about the model that it needs."""
+
+    vocab_size: int
+    hidden_size: int
+    eos_token_ids: tuple[int, ...] = ()
+    model_id: str = ""  # part of every span key: the model's fingerprint
+    kv_cache_dtype: str = "bf16"
+    enable_prefix_caching: bool = True
+    seed: int = 0
+
+
+class EngineCore:
+    """Runs requests over one executor and one block pool; single-threaded.
+
+    `step()` never raises for a failing forward pass: the requests in it end with finish reason "error" and
+    `error` set, their pages come back and the others go on. After an interrupt (KeyboardInterrupt leaves
+    `step`), either go on or call `abort_all`.
+    """
+
+    def __init__(self, executor: Executor, pool: BlockPool, config: EngineConfig) -> None:
+        """Raises ConfigError when not even one sequence of max_model_len fits into the pool."""
+        if config.max_model_len > pool.num_blocks * pool.block_size:
+            raise ConfigError(
+                f"a sequence of max_model_len={config.max_model_len} tokens does not fit into the KV cache, "
+                f"which has room for {pool.num_blocks * pool.block_size}; raise kv_cache_memory or lower "
+                "max_model_len"
+            )
+        self.config = config
+        self.executor = executor
+        self.pool = pool
+        self.cache = SpanCache(pool)
+        self.blocks = BlockManager(
+            pool, self.cache, SpanKeys(config.model_id, config.kv_cache_dtype), config.enable_prefix_caching
+        )
+        self.scheduler = Scheduler(config, self.blocks)
+        self.builder = StepBuilder(config.max_num_seqs, pool.block_size)
+        self.metrics = EngineMetrics()
+        self.requests: dict[str, Request] = {}  # the unfinished ones
+        self._random = Random(config.seed)
+        self._num_arrivals = 0
+        self._changing = False  # True while queues and pages are between two consistent states
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether a request waits or runs."""
+        return bool(self.requests)
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt_token_ids: Seq[int],
+        params: SamplingParams,
+        *,
+        kind: RequestKind = RequestKind.GENERATE,
+        priority: int = 0,
+        target_token_ids: Seq[int] = (),
+        embeds: PromptEmbeds | None = None,
+        context: Seq[Span] = (),
+        first_position: int = 0,
+        on_token: TokenHook | None = None,
+    ) -> Request:
+        """Queue a request. Raises RequestError, and changes nothing, when it is malformed or can never fit.
+
+        `target_token_ids`: the continuation of a SCORE request. `context`: cached spans, held by the caller
+        until this returns and by the request afterwards. `on_token`: called with every new token; a string
+        ends the sequence with that stop string. Lower `priority` runs first.
+        """
+        self._recover_if_interrupted()
+        if request_id in self.requests:
+            raise RequestError(f"request id {request_id!r} is already in use; choose another")
+        request = Request(
+            request_id,
+            list(prompt_token_ids),
+            params,
+            kind,
+            priority,
+            self._num_arrivals,
+            list(target_token_ids),
+            embeds,
+            tuple(context),
+            first_position,
+            on_token,
+        )
+        check_request(request, self.config, self.pool)
+        make_sequences(request, self.config, self._random)
+        self._num_arrivals += 1
+        request.arrival_time = time.perf_counter()
+        for sequence in request.sequences:
+            self.blocks.hold_context(sequence)
+        self.requests[request_id] = request
+        self.scheduler.add(request.sequences[0])
+        return request
+
+    def abort(self, request_id: str) -> bool:
+        """End a request where it is; False when it is not (or no longer) in the engine."""
+        self._recover_if_interrupted()
+        request = self.requests.get(request_id)
+        if request is None:
+            return False
+        self._end(request, "abort")
+        return True
+
+    def abort_all(self) -> list[Request]:
+        """End every request and take every page back, whatever state an interrupt has left; returns them."""
+        requests = list(self.requests.values())
+        self._recover_if_interrupted()
+        for request in list(self.requests.values()):
+            self._end(request, "abort")
+        return requests
+
+    def step(self) -> list[Request]:
+        """Run one step; returns the requests that got something new (look at `finished`). Empty when idle."""
+        self._recover_if_interrupted()
+        if not self.requests:
+            return []
+        started = time.perf_counter()
+        try:
+            scheduled, updated = self._schedule()
+        except Exception as error:
+            return self._reset(f"scheduling failed: {_describe(error)}")
+        if not scheduled:
+            return updated
+        try:
+            batch = self.builder.build(scheduled)
+            built = time.perf_counter()
+            result = self.executor.execute(batch)
+            _check_result(batch, result)
+        except Exception as error:
+            return updated + self._fail(scheduled, f"the model step failed: {_describe(error)}")
+        executed = time.perf_counter()
+        self._changing = True
+        updated += take_over(self, scheduled, batch, result, started, executed)
+        self._changing = False
+        metrics = self.metrics
+        metrics.num_steps += 1
+        metrics.schedule_time += built - started
+        metrics.execute_time += executed - built
+        metrics.apply_time += time.perf_counter() - executed
+        return updated
+
+    def _schedule(self) -> tuple[Scheduled, list[Request]]:
+        """The next step's sequences, and the requests that ended without one."""
+        self._changing = True
+        scheduler = self.scheduler
+        scheduled = scheduler.schedule()
+        updated = []
+        while scheduler.found:
+            sequence = scheduler.found.pop()
+            self.end_sequence(sequence, "stop")
+            updated.append(sequence.request)
+        if not scheduled and not updated and scheduler.waiting:
+            # Nothing runs and nothing can be evicted, so blocks are held from outside: waiting would never
+            # end.
+            request = scheduler.waiting[0].request
+            held = self.pool.num_blocks - self.cache.num_available_blocks
+            self._end(request, "error", f"no room in the KV cache: spans in use hold {held} blocks")
+            updated.append(request)
+        self._changing = False
+        return scheduled, updated
+
+    def end_sequence(self, sequence: Sequence, reason: str) -> None:
+        """Finish one sequence: pages back, and the request's end when it was the last."""
+        sequence.finish_reason = reason
+        self.scheduler.finish(sequence)
+        self.blocks.drop_context(sequence)
+        request = sequence.request
+        if request.finished and self.requests.pop(request.request_id, None) is not None:
+            request.finished_time = time.perf_counter()
+            self.metrics.e2e_request_latency.observe(request.finished_time - request.arrival_time)
+            counts = self.metrics.requests_finished
+            counts[reason] = counts.get(reason, 0) + 1
+
+    def _end(self, request: Request, reason: str, error: str | None = None) -> None:
+        request.error = error
+        for sequence in request.sequences:
+            if sequence.status is not Status.FINISHED:
+                self.end_sequence(sequence, reason)
+
+    def fail_request(self, request: Request, error: str) -> None:
+        """End a request with an error."""
+        self._end(request, "error", error)
+
+    def _fail(self, scheduled: Scheduled, error: str) -> list[Request]:
+        requests = list(dict.fromkeys(sequence.request for sequence, _ in scheduled))
+        for request in requests:
+            self._end(request, "error", error)
+        return requests
+
+    def _recover_if_interrupted(self) -> None:
+        if self._changing:
+            self._reset("interrupted")
+
+    def _reset(self, error: str) -> list[Request]:
+        """Fail every request and start again with an empty pool: the way back from any inconsistent state."""
+        requests = list(self.requests.values())
+        self.pool.reset()
+        self.cache.reset()
+        self.scheduler = Scheduler(self.config, self.blocks)
+        self.requests = {}
+        for request in requests:
+            request.error = error
+            request.forks = []
+            for sequence in request.sequences:
+                if sequence.status is not Status.FINISHED:
+                    sequence.status, sequence.finish_reason = Status.FINISHED, "error"
+        self._changing = False
+        return requests
+
+    def compact(self) -> int:
+        """Move live blocks together, give the memory above them back; returns the number of blocks moved."""
+        moves = self.pool.compact()
+        self.cache.remap(moves)
+        for request in self.requests.values():
+            for sequence in request.sequences:
+                sequence.pages.remap(moves)
+        return len(moves)
+
+    def stats(self) -> EngineStats:
+        """A snapshot of queues, pool and cache."""
+        scheduler = self.scheduler
+        return EngineStats(
+            len(scheduler.running),
+            len(scheduler.waiting) + scheduler.num_parked,
+            scheduler.num_preemptions,
+            self.pool.stats(),
+            self.cache.stats,
+        )
+
+    def check_integrity(self, held: Iterable[Span] = ()) -> None:
+        """Assert that every block and span reference has exactly one owner; `held` are spans that callers
+        hold.
+        """
+        owners = self.cache.block_owners()
+        users: dict[bytes, int] = {}
+        sequences = [s for request in self.requests.values() for s in request.sequences]
+        for sequence in sequences:
+            for block in sequence.own_pages(sequence.num_span_pages):
+                owners[block] = owners.get(block, 0) + 1
+        spans = [span for s in sequences if (span := s.last_span) is not None] + list(held)
+        for s in sequences:
+            spans += s.request.context if s.status is not Status.FINISHED else ()
+        for span in spans:
+            users[span.key] = users.get(span.key, 0) + 1
+        self.pool.check_integrity(owners)
+        self.cache.check_integrity(users)
+        self.scheduler.check_integrity()
+
+
+def _check_result(batch: StepBatch, result: StepResult) -> None:
+    wanted = len(batch.output_rows)
+    if len(result.token_ids) != wanted or len(result.logprobs) != wanted:
+        raise ValueError(f"the executor answered {len(result.token_ids)} of {wanted} output rows")
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,113 @@
+"""What happens to a request before it is queued: checked, its parameters resolved, its sequences made."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vglm.engine.block_pool import BlockPool
+from vglm.engine.request import Request, RequestKind, Sequence, Status
+from vglm.errors import RequestError
+
+if TYPE_CHECKING:
+    from vglm.engine.core import EngineConfig
+
+
+def check_request(request: Request, config: EngineConfig, pool: BlockPool) -> None:
+    """Raises RequestError when the request is malformed or could never run."""
+    _check_tokens("prompt", request.prompt_token_ids, config.vocab_size)
+    if request.kind is RequestKind.SCORE:
+        _check_tokens("continuation", request.target_token_ids, config.vocab_size)
+    elif request.target_token_ids:
+        raise RequestError(f"target tokens are for score requests, this is a {request.kind.value} request")
+    request.params.check_vocabulary(config.vocab_size)
+    if request.params.n > config.max_num_seqs:
+        raise RequestError(
+            f"n={request.params.n} needs more sequences at once than max_num_seqs={config.max_num_seqs}"
+        )
+    if request.params.n > 1 and request.kind is not RequestKind.GENERATE:
+        raise RequestError(f"n={request.params.n} makes no sense for a {request.kind.value} request")
+    _check_embeds(request, config)
+    _check_length(request, config, pool)
+
+
+def _check_tokens(what: str, tokens: list[int], vocab_size: int) -> None:
+    if not tokens:
+        raise RequestError(f"the {what} is empty; give at least one token")
+    try:
+        lowest, highest = min(tokens), max(tokens)
+    except TypeError:
+        raise RequestError(f"the {what} must be a list of token ids") from None
+    if lowest < 0 or highest >= vocab_size:
+        wrong = lowest if lowest < 0 else highest
+        raise RequestError(f"the {what} has token id {wrong}; the vocabulary has ids 0 to {vocab_size - 1}")
+
+
+def _check_embeds(request: Request, config: EngineConfig) -> None:
+    embeds = request.embeds
+    if embeds is None:
+        return
+    positions, rows = embeds.positions, embeds.rows
+    if rows.shape != (len(positions), config.hidden_size):
+        raise RequestError(
+            f"prompt embeddings have shape {rows.shape}; {len(positions)} positions of this model need "
+            f"({len(positions)}, {config.hidden_size})"
+        )
+    ascending = np.all(np.diff(positions) > 0)
+    if len(positions) and not (
+        ascending and positions[0] >= 0 and positions[-1] < len(request.prompt_token_ids)
+    ):
+        raise RequestError(
+            f"prompt embedding positions must ascend within 0 to {len(request.prompt_token_ids) - 1}"
+        )
+    if not np.isfinite(rows).all():
+        raise RequestError("prompt embeddings must be finite numbers")
+    if request.num_prompt_logprobs >= 0 or request.params.prompt_logprobs is not None:
+        raise RequestError("prompt_logprobs cannot be given for a prompt with embeddings in place of tokens")
+
+
+def _check_length(request: Request, config: EngineConfig, pool: BlockPool) -> None:
+    num_tokens = len(request.prompt_token_ids) + max(0, len(request.target_token_ids) - 1)
+    wanted = num_tokens + (request.kind is RequestKind.GENERATE)
+    if wanted > config.max_model_len:
+        raise RequestError(
+            f"the request needs {wanted} tokens (prompt of {len(request.prompt_token_ids)}), but "
+            f"max_model_len is {config.max_model_len}; shorten it or raise max_model_len"
+        )
+    context = sum(len(span.blocks) for span in request.context)
+    longest = min(config.max_model_len, num_tokens + (request.params.max_tokens or config.max_model_len))
+    if context + pool.blocks_for(longest) > pool.num_blocks:
+        raise RequestError(
+            f"the request needs {context} blocks for its context and up to {pool.blocks_for(longest)} "
+            f"of its own, but the KV cache has {pool.num_blocks}; lower max_tokens or raise kv_cache_memory"
+        )
+
+
+def make_sequences(request: Request, config: EngineConfig, random: Random) -> None:
+    """Resolve the request's parameters and make its n sequences; sequence 0 computes the prompt for all."""
+    params = request.params
+    request.stop_ids = params.stop_ids | (
+        frozenset() if params.ignore_eos else frozenset(config.eos_token_ids)
+    )
+    num_prompt = len(request.prompt_token_ids)
+    request.max_tokens = min(params.max_tokens or config.max_model_len, config.max_model_len - num_prompt)
+    request.num_logprobs = _or_none(params.num_logprobs(config.vocab_size))
+    request.num_prompt_logprobs = _or_none(params.num_prompt_logprobs(config.vocab_size))
+    if request.kind is RequestKind.SCORE:
+        request.num_prompt_logprobs = max(0, request.num_prompt_logprobs)
+    request.plain = not (params.logit_bias or params.min_tokens or params.needs_penalties)
+    drawn = random.getrandbits(64)
+    tokens = np.array(request.prompt_token_ids + request.target_token_ids, np.int32)
+    num_tokens = len(tokens) - bool(request.target_token_ids)  # the last target is predicted, never computed
+    for index in range(params.n):
+        sequence = Sequence(request, index, tokens.copy(), num_tokens, params.seed_for(index, drawn))
+        if index:
+            sequence.status = Status.FORKING
+        request.sequences.append(sequence)
+    request.forks = request.sequences[1:]
+
+
+def _or_none(count: int | None) -> int:
+    return -1 if count is None else count

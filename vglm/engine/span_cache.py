@@ -1,0 +1,240 @@
+"""Spans: immutable runs of tokens whose KV is computed once and shared, under Merkle keys.
+
+The key of a span covers the model, its first position, its content and the keys of the spans it attends to,
+so equal keys mean equal KV. Prefix caching is one use (each full block is the child of the one before it);
+spans of several blocks with several parents are another. References run from users to spans and from spans
+in use to their parents: a user holds the last span of a chain and thereby the whole chain.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+from vglm.engine.block_pool import BlockPool
+
+
+class SpanKeys:
+    """Makes the Merkle keys of one model and KV type."""
+
+    def __init__(self, model_id: str, dtype: str) -> None:
+        self._base = blake2b(digest_size=32, person=b"vglm span")
+        for part in (model_id.encode(), dtype.encode()):
+            self._base.update(struct.pack("<Q", len(part)) + part)
+
+    def key(self, first_position: int, content: bytes, parents: Iterable[bytes] = ()) -> bytes:
+        """blake2b of model, dtype, first position, content (token ids, embedding digest), sorted parents."""
+        keys = sorted(parents)
+        digest = self._base.copy()
+        digest.update(struct.pack("<qQQ", first_position, len(keys), len(content)))
+        digest.update(b"".join(keys))
+        digest.update(content)
+        return digest.digest()
+
+
+@dataclass(slots=True, eq=False)
+class Span:
+    """An immutable run of tokens in the cache.
+
+    `blocks` lists (block, valid tokens); only compaction rewrites it, and only the block numbers. `refs`
+    counts the sequences that use the span and the spans in use that attend to it.
+    """
+
+    key: bytes
+    blocks: tuple[tuple[int, int], ...]
+    num_tokens: int
+    first_position: int
+    parents: tuple[Span, ...] = ()
+    refs: int = field(default=0, repr=False)
+
+
+def page_table(spans: Iterable[Span]) -> list[tuple[int, int]]:
+    """The page-table entries of a set of spans, in key order: the same set gives the same pages."""
+    return [entry for span in sorted(spans, key=lambda span: span.key) for entry in span.blocks]
+
+
+@dataclass(slots=True)
+class CacheStats:
+    """Hit statistics in tokens, evictions in spans; monotonic."""
+
+    queries: int = 0
+    hits: int = 0
+    inserted: int = 0
+    evicted: int = 0
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the tokens looked up that were found, 0..1."""
+        return self.hits / self.queries if self.queries else 0.0
+
+
+class SpanCache:
+    """All computed spans, by key; those that nobody uses are evicted least recently used first, in O(1).
+
+    NOTE: the LRU order needs no look at children. A span in use holds its parents, so a parent becomes idle
+    only after its last child did and stands behind it in the order: the front is always a span without
+    cached children.
+    """
+
+    def __init__(self, pool: BlockPool) -> None:
+        self.pool = pool
+        self.stats = CacheStats()
+        self.num_idle_blocks = 0
+        self._spans: dict[bytes, Span] = {}
+        self._idle: OrderedDict[bytes, Span] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    @property
+    def num_available_blocks(self) -> int:
+        """Blocks that are free or would be after evicting every idle span."""
+        return self.pool.num_free + self.num_idle_blocks
+
+    def get(self, key: bytes) -> Span | None:
+        """The span with this key, or None; neither references nor statistics change."""
+        return self._spans.get(key)
+
+    def lookup(self, keys: Iterable[bytes]) -> list[Span]:
+        """The spans of the longest cached prefix of a chain of keys; not acquired."""
+        found: list[Span] = []
+        for key in keys:
+            span = self._spans.get(key)
+            if span is None:
+                break
+            found.append(span)
+        return found
+
+    def record(self, queries: int, hits: int) -> None:
+        """Count a lookup that was used: tokens asked for and tokens found."""
+        self.stats.queries += queries
+        self.stats.hits += hits
+
+    def acquire(self, span: Span) -> None:
+        """Add a user to a cached span; a span that was idle acquires its parents too."""
+        stack = [span]
+        while stack:
+            span = stack.pop()
+            span.refs += 1
+            if span.refs == 1:
+                del self._idle[span.key]
+                self.num_idle_blocks -= len(span.blocks)
+                stack.extend(span.parents)
+
+    def release(self, span: Span) -> None:
+        """Remove a user; a span without users becomes idle (evictable) and releases its parents."""
+        stack = [span]
+        while stack:
+            span = stack.pop()
+            if span.refs < 1:
+                raise ValueError("a span was released more often than acquired")
+            span.refs -= 1
+            if not span.refs:
+                self._idle[span.key] = span
+                self.num_idle_blocks += len(span.blocks)
+                stack.extend(span.parents)
+
+    def insert(
+        self,
+        key: bytes,
+        blocks: Sequence[tuple[int, int]],
+        first_position: int,
+        parents: Sequence[Span] = (),
+    ) -> Span:
+        """Put a computed span into the cache and return it acquired; the caller's reference to each block
+        passes to it.
+
+        If the key is there already (computed twice), the cached span is returned and the caller's blocks
+        are released: the caller must then use the returned span's blocks. Raises ValueError when a parent
+        is not cached.
+        """
+        known = self._spans.get(key)
+        if known is not None:
+            self.acquire(known)
+            for block, _ in blocks:
+                self.pool.release(block)
+            return known
+        for parent in parents:
+            if self._spans.get(parent.key) is not parent:
+                raise ValueError("a span's parents must be in the cache before it")
+        num_tokens = sum(valid for _, valid in blocks)
+        span = Span(key, tuple(blocks), num_tokens, first_position, tuple(parents), refs=1)
+        for block, valid in blocks:
+            self.pool.set_valid(block, valid)
+        for parent in parents:
+            self.acquire(parent)
+        self._spans[key] = span
+        self.stats.inserted += 1
+        return span
+
+    def make_room(self, num_blocks: int) -> bool:
+        """Evict idle spans until `num_blocks` are free; False, and nothing evicted, when that cannot be
+        reached.
+        """
+        if num_blocks > self.num_available_blocks:
+            return False
+        while self.pool.num_free < num_blocks:
+            self.evict()
+        return True
+
+    def evict(self) -> Span:
+        """Evict the least recently used idle span and free its blocks; KeyError when every span is in use."""
+        key, span = self._idle.popitem(last=False)
+        del self._spans[key]
+        self.num_idle_blocks -= len(span.blocks)
+        for block, _ in span.blocks:
+            self.pool.release(block)
+        self.stats.evicted += 1
+        return span
+
+    def clear(self) -> None:
+        """Evict every idle span."""
+        while self._idle:
+            self.evict()
+
+    def reset(self) -> None:
+        """Forget every span without touching the pool (which is reset along with it)."""
+        self._spans.clear()
+        self._idle.clear()
+        self.num_idle_blocks = 0
+
+    def remap(self, moves: Mapping[int, int]) -> None:
+        """Follow the moves of a compaction."""
+        if moves:
+            for span in self._spans.values():
+                span.blocks = tuple((moves.get(block, block), valid) for block, valid in span.blocks)
+
+    def block_owners(self) -> dict[int, int]:
+        """{block: references held by spans}, for integrity checks."""
+        owners: dict[int, int] = {}
+        for span in self._spans.values():
+            for block, _ in span.blocks:
+                owners[block] = owners.get(block, 0) + 1
+        return owners
+
+    def check_integrity(self, users: Mapping[bytes, int] | None = None) -> None:
+        """Assert reference counts, closure under parents and eviction order; `users` is {key: direct
+        users}.
+        """
+        wanted = dict.fromkeys(self._spans, 0)
+        order = {key: i for i, key in enumerate(self._idle)}
+        for key, span in self._spans.items():
+            assert span.key == key, "a span is filed under another key"
+            assert (span.refs == 0) == (key in order), f"span with {span.refs} users, idle={key in order}"
+            for parent in span.parents:
+                assert self._spans.get(parent.key) is parent, "a cached span has a parent that is not cached"
+                if span.refs:
+                    assert parent.refs, "a span in use has an idle parent"
+                    wanted[parent.key] += 1
+                elif not parent.refs:
+                    assert order[key] < order[parent.key], "a parent would be evicted before its child"
+            for block, _ in span.blocks:
+                assert self.pool.is_used(block), f"a cached span lists block {block}, which is free"
+        idle_blocks = sum(len(span.blocks) for span in self._idle.values())
+        assert idle_blocks == self.num_idle_blocks, "idle blocks are miscounted"
+        if users is not None:
+            for key, span in self._spans.items():
+                assert span.refs == wanted[key] + users.get(key, 0), "a span's users are miscounted"
