@@ -2,80 +2,12 @@
 
 #include <algorithm>
 #include <bit>
-#include <cfloat>
 #include <cmath>
-#include <limits>
+
+#include "sampler_math.hpp"
 
 namespace vglm {
 namespace {
-
-// The row is worked on in blocks. The largest logit of each is known after one pass, and later passes skip every
-// block that cannot matter to them.
-constexpr int32_t kBlock = 64;
-constexpr int32_t kLanes = 16;  // independent accumulators, so that the compiler can use vectors of any width
-constexpr float kLog2E = 1.44269504f;
-constexpr float kMinExponent = -125;  // 2^x for a smaller x is taken as 0
-constexpr float kInf = std::numeric_limits<float>::infinity();
-
-int32_t num_blocks(int32_t n) { return (n + kBlock - 1) / kBlock; }
-
-// 2^x for x <= 0, within 2e-7; exactly 1 at 0 and 0 below kMinExponent. No library call, so the same bits everywhere.
-inline float exp2_negative(float x) {
-  float clamped = x > kMinExponent ? x : kMinExponent;
-  float shifted = clamped + 12582912.0f;  // 1.5 * 2^23: its low bits now hold x rounded
-  float r = clamped - (shifted - 12582912.0f);
-  float p = 1.3264726e-3f;
-  p = p * r + 9.6715127e-3f;
-  p = p * r + 5.5507337e-2f;
-  p = p * r + 2.4022242e-1f;
-  p = p * r + 6.9314698e-1f;
-  p = p * r + 1.0f;
-  uint32_t bits = std::bit_cast<uint32_t>(p) + (std::bit_cast<uint32_t>(shifted) << 23);
-  return x < kMinExponent ? 0.0f : std::bit_cast<float>(bits);
-}
-
-// Philox 4x32-10 (Salmon et al. 2011) of (seed, step): a number in [0, 1) of 53 bits.
-double uniform(uint64_t seed, uint64_t step) {
-  uint32_t c[4] = {(uint32_t)step, (uint32_t)(step >> 32), 0, 0};
-  uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
-  for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
-    uint64_t a = (uint64_t)0xD2511F53u * c[0], b = (uint64_t)0xCD9E8D57u * c[2];
-    uint32_t next[4] = {(uint32_t)(b >> 32) ^ c[1] ^ k0, (uint32_t)b, (uint32_t)(a >> 32) ^ c[3] ^ k1, (uint32_t)a};
-    std::copy_n(next, 4, c);
-  }
-  return (double)((((uint64_t)c[0] << 32) | c[1]) >> 11) * 0x1p-53;
-}
-
-// Fills the maximum of each block. False when a logit is NaN or +inf.
-bool find_block_maxima(const float* x, int32_t n, float* block_max) {
-  int32_t bad[kLanes] = {};
-  int32_t full = n / kBlock;
-  for (int32_t b = 0; b < full; ++b) {
-    const float* block = x + (int64_t)b * kBlock;
-    float top[kLanes];
-    for (int j = 0; j < kLanes; ++j) top[j] = -kInf;
-    for (int i = 0; i < kBlock; i += kLanes)
-      for (int j = 0; j < kLanes; ++j) {
-        float v = block[i + j];
-        top[j] = v > top[j] ? v : top[j];
-        bad[j] |= v <= FLT_MAX ? 0 : 1;
-      }
-    for (int half = kLanes / 2; half > 0; half /= 2)
-      for (int j = 0; j < half; ++j) top[j] = top[j] > top[j + half] ? top[j] : top[j + half];
-    block_max[b] = top[0];
-  }
-  int32_t any = 0;
-  for (int j = 0; j < kLanes; ++j) any |= bad[j];
-  if (full * kBlock < n) {
-    float top = -kInf;
-    for (int32_t i = full * kBlock; i < n; ++i) {
-      top = std::max(top, x[i]);
-      any |= x[i] <= FLT_MAX ? 0 : 1;
-    }
-    block_max[full] = top;
-  }
-  return any == 0;
-}
 
 float maximum(const float* x, int32_t n) {
   float top = -kInf;
@@ -91,36 +23,16 @@ int32_t first_equal(const float* x, const float* block_max, int32_t n, float val
   return i;
 }
 
-// Sum over a block of 2^((x - top) * scale); with Keep the terms are written to w, too.
-template <bool Keep>
-float weigh_block(const float* x, int32_t n, float top, float scale, float* w) {
-  float sum[kLanes] = {};
-  int32_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    for (int j = 0; j < kLanes; ++j) {
-      float v = exp2_negative((x[i + j] - top) * scale);
-      if constexpr (Keep) w[i + j] = v;
-      sum[j] += v;
-    }
-  for (int j = 0; i < n; ++i, ++j) {
-    float v = exp2_negative((x[i] - top) * scale);
-    if constexpr (Keep) w[i] = v;
-    sum[j] += v;
-  }
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int j = 0; j < half; ++j) sum[j] += sum[j + half];
-  return sum[0];
-}
-
-// The weights' sum in all and by block.
-template <bool Keep>
-double weigh(const float* x, int32_t n, float top, float scale, SamplerScratch& s) {
+// Sum over the row of 2^((x - top) * scale), also by block; `w` (null, or a whole number of blocks) gets the terms of
+// those blocks that are not zero throughout.
+double weigh(const float* x, int32_t n, float top, float scale, float* w, SamplerScratch& s) {
+  float padded[kBlock];
   double total = 0;
   for (int32_t b = 0; b < num_blocks(n); ++b) {
-    int32_t start = b * kBlock, size = std::min(kBlock, n - start);
+    int32_t start = b * kBlock;
     s.block_sum[b] = 0;
     if ((s.block_max[b] - top) * scale >= kMinExponent)
-      s.block_sum[b] = weigh_block<Keep>(x + start, size, top, scale, s.weights.get() + start);
+      s.block_sum[b] = weigh_block(full_block(x, n, start, padded), top, scale, w ? w + start : nullptr);
     total += s.block_sum[b];
   }
   return total;
@@ -141,54 +53,63 @@ int32_t gather(const float* x, int32_t n, float threshold, float block_threshold
   return count;
 }
 
-float nth_largest(float* x, int32_t n, int32_t k) {
-  std::nth_element(x, x + (k - 1), x + n, [](float a, float b) { return a > b; });
-  return x[k - 1];
+// A number with the order of the floats; NaN does not occur.
+uint32_t ordered_bits(float x) {
+  uint32_t bits = std::bit_cast<uint32_t>(x);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+// The smallest of s.values [count] that is kept when a value is kept as long as the larger ones together have less than
+// `limit` of mass. Found digit by digit, without sorting; s.values is used up.
+template <class Mass>
+float keep_until(int32_t count, double limit, SamplerScratch& s, Mass mass_of) {
+  float* x = s.values.get();
+  double* histogram = s.histogram.get();
+  double larger = 0;
+  for (int shift : {21, 10, 0}) {
+    auto digit = [shift](float v) { return (ordered_bits(v) >> shift) % SamplerScratch::kBins; };
+    std::fill_n(histogram, SamplerScratch::kBins, 0.0);
+    for (int32_t i = 0; i < count; ++i) histogram[digit(x[i])] += mass_of(x[i]);
+    uint32_t chosen = SamplerScratch::kBins;
+    for (uint32_t d = SamplerScratch::kBins; d-- > 0;) {
+      if (histogram[d] == 0) continue;
+      if (chosen < SamplerScratch::kBins) larger += histogram[chosen];
+      chosen = d;
+      if (larger + histogram[d] >= limit) break;
+    }
+    int32_t left = 0;
+    for (int32_t i = 0; i < count; ++i) {
+      x[left] = x[i];
+      left += digit(x[i]) == chosen;
+    }
+    count = left;
+  }
+  return x[0];
 }
 
 // The k-th largest logit. The k-th largest block maximum is a lower bound of it that leaves few candidates.
 float kth_largest(const float* x, int32_t n, int32_t k, SamplerScratch& s) {
-  float bound = -kInf;
-  if (k <= num_blocks(n)) {
-    std::copy_n(s.block_max.get(), num_blocks(n), s.values.get());
-    bound = nth_largest(s.values.get(), num_blocks(n), k);
+  float* values = s.values.get();
+  if (k > num_blocks(n)) {
+    std::copy_n(x, n, values);
+    return keep_until(n, k, s, [](float) { return 1.0; });
   }
+  auto descending = [](float a, float b) { return a > b; };
+  std::copy_n(s.block_max.get(), num_blocks(n), values);
+  std::nth_element(values, values + (k - 1), values + num_blocks(n), descending);
+  float bound = values[k - 1];
   int32_t count = gather(x, n, bound, bound, s);
-  return nth_largest(s.values.get(), count, k);
-}
-
-// The smallest weight that top_p keeps: a weight stays when the heavier ones together are below `mass`. Finds it digit by
-// digit: a weight's bits, read as a number, are in the order of the weights. Uses up s.values [count].
-float nucleus_threshold(int32_t count, double mass, SamplerScratch& s) {
-  constexpr uint32_t kBins = 1024;
-  float* w = s.values.get();
-  double heavier = 0;
-  for (int shift = 20; shift >= 0; shift -= 10) {
-    std::fill_n(s.histogram.get(), kBins, 0.0);
-    for (int32_t i = 0; i < count; ++i) s.histogram[(std::bit_cast<uint32_t>(w[i]) >> shift) % kBins] += (double)w[i];
-    int32_t bin = -1;
-    for (int32_t b = kBins - 1; b >= 0; --b) {
-      if (s.histogram[b] == 0) continue;
-      if (bin >= 0) heavier += s.histogram[bin];
-      bin = b;
-      if (heavier + s.histogram[b] >= mass) break;
-    }
-    int32_t kept = 0;
-    for (int32_t i = 0; i < count; ++i) {
-      w[kept] = w[i];
-      kept += (int32_t)((std::bit_cast<uint32_t>(w[i]) >> shift) % kBins) == bin;
-    }
-    count = kept;
-  }
-  return w[0];
+  std::nth_element(values, values + (k - 1), values + count, descending);
+  return values[k - 1];
 }
 
 // --- what changes the logits ---
 
-bool modifies(const SamplingArgs& a) {
-  return a.num_bias > 0 || a.allowed_mask != nullptr || a.repetition_penalty != 1 || a.presence_penalty != 0 ||
-         a.frequency_penalty != 0;
+bool penalises(const SamplingArgs& a) {
+  return a.repetition_penalty != 1 || a.presence_penalty != 0 || a.frequency_penalty != 0;
 }
+
+bool modifies(const SamplingArgs& a) { return a.num_bias > 0 || a.allowed_mask != nullptr || penalises(a); }
 
 // A bias or a penalty can make a logit overflow; +inf must keep meaning that the model did.
 float settle(float changed) { return std::min(changed, FLT_MAX); }
@@ -250,12 +171,12 @@ int32_t draw(int32_t count, double point, Weight weight) {
 }
 
 int32_t draw_from_all(const float* x, int32_t n, float top, float scale, double u, SamplerScratch& s) {
-  double point = u * weigh<false>(x, n, top, scale, s);
+  double point = u * weigh(x, n, top, scale, nullptr, s);
   int32_t b = draw(num_blocks(n), point, [&](int32_t i) { return s.block_sum[i]; });
   for (int32_t i = 0; i < b; ++i) point -= s.block_sum[i];
-  const float* block = x + (int64_t)b * kBlock;
-  return b * kBlock + draw(std::min(kBlock, n - b * kBlock), point,
-                           [&](int32_t i) { return (double)exp2_negative((block[i] - top) * scale); });
+  float padded[kBlock], w[kBlock];
+  weigh_block(full_block(x, n, b * kBlock, padded), top, scale, w);
+  return b * kBlock + draw(kBlock, point, [&](int32_t i) { return (double)w[i]; });
 }
 
 // Candidates are the tokens that min_p and top_k leave, or all that top_p could; `mass` is what min_p and top_k leave.
@@ -263,7 +184,7 @@ int32_t draw_from_candidates(int32_t count, double mass, float top_p, double u, 
   float cut = 0;
   if (top_p < 1) {
     std::copy_n(s.values.get(), count, s.weights.get());
-    cut = nucleus_threshold(count, (double)top_p * mass, s);
+    cut = keep_until(count, (double)top_p * mass, s, [](float w) { return (double)w; });
     mass = 0;
     for (int32_t i = 0; i < count; ++i) mass += s.weights[i] >= cut ? (double)s.weights[i] : 0.0;
   } else {
@@ -281,12 +202,13 @@ int32_t sample(const float* x, int32_t n, float top, const SamplingArgs& a, Samp
   if (threshold > -kInf) {
     int32_t count = gather(x, n, threshold, threshold, s);
     double mass = 0;
+    float padded[kBlock];
     for (int32_t start = 0; start < count; start += kBlock)
-      mass += weigh_block<true>(&s.values[start], std::min(kBlock, count - start), top, scale, &s.values[start]);
+      mass += weigh_block(full_block(&s.values[0], count, start, padded), top, scale, &s.values[start]);
     return draw_from_candidates(count, mass, a.top_p, u, s);
   }
   if (a.top_p >= 1) return draw_from_all(x, n, top, scale, u, s);
-  double mass = weigh<true>(x, n, top, scale, s);
+  double mass = weigh(x, n, top, scale, s.weights.get(), s);
   // All weights below this together are lighter than what top_p cuts off, so none of them is kept.
   double lightest = (1 - (double)a.top_p) * mass / n;
   float block_threshold = top + (float)std::log2(lightest) / scale;
@@ -330,7 +252,7 @@ void fail(const SamplingArgs& a, int32_t token, SamplingResult& result) {
 
 void SamplerScratch::reserve(int32_t vocab) {
   if (vocab <= vocab_) return;
-  int64_t n = vocab, blocks = num_blocks(vocab);
+  int64_t blocks = num_blocks(vocab), n = blocks * kBlock;  // whole blocks, as they are written whole
   vocab_ = 0;
   raw = std::make_unique<float[]>(n);
   weights = std::make_unique<float[]>(n);
@@ -339,7 +261,7 @@ void SamplerScratch::reserve(int32_t vocab) {
   counts = std::make_unique<int32_t[]>(n);
   block_max = std::make_unique<float[]>(blocks);
   block_sum = std::make_unique<double[]>(blocks);
-  histogram = std::make_unique<double[]>(1024);
+  histogram = std::make_unique<double[]>(kBins);
   vocab_ = vocab;
 }
 
@@ -356,14 +278,14 @@ void sample_row(float* logits, int32_t vocab, const SamplingArgs& args, SamplerS
   const float* raw = logits;
   double log_total = 0;
   if (report) {
-    log_total = (double)top + std::log(weigh<false>(logits, vocab, top, kLog2E, scratch));
+    log_total = (double)top + std::log(weigh(logits, vocab, top, kLog2E, nullptr, scratch));
     if (args.num_logprobs > 0) report_top(logits, vocab, args.num_logprobs, log_total, scratch, result);
   }
   if (change) {
     if (report) raw = std::copy_n(logits, vocab, scratch.raw.get()) - vocab;
     if (args.num_bias > 0) apply_bias(logits, vocab, args);
     if (args.allowed_mask) apply_mask(logits, vocab, args.allowed_mask);
-    apply_penalties(logits, vocab, args, scratch);
+    if (penalises(args)) apply_penalties(logits, vocab, args, scratch);
     if (!find_block_maxima(logits, vocab, block_max)) return fail(args, kTokenNotFinite, result);
     top = maximum(block_max, num_blocks(vocab));
     if (top == -kInf) return fail(args, kTokenAllBanned, result);

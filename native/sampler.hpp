@@ -44,6 +44,7 @@ struct SamplingResult {
 // Working memory of one thread; grown to the largest vocabulary met (24 bytes a token), then reused.
 class SamplerScratch {
  public:
+  static constexpr uint32_t kBins = 2048;
   void reserve(int32_t vocab);
 
   std::unique_ptr<float[]> raw, weights, values, block_max;
