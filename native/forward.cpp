@@ -1,0 +1,510 @@
+#include "forward.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+namespace vglm {
+namespace {
+
+constexpr int kUnitRows = 96;            // rows of a block: a multiple of every kernel's tile, and its activations fit in L2
+constexpr int kRowsPerThread = 64;       // from here on dividing by rows beats dividing by columns
+constexpr int kLogitRows = 64;           // rows of logits at a time
+constexpr int kStateRows = 192;          // query heads whose running softmax a thread keeps at a time
+constexpr int kTiles = kChunk / kTokenTile;
+
+struct Share { int begin, end; };
+
+// The part of n items, in whole units, that thread t of `threads` does.
+Share share(int n, int unit, int t, int threads) {
+  const int64_t units = (n + unit - 1) / unit;
+  return {(int)std::min<int64_t>(units * t / threads * unit, n), (int)std::min<int64_t>(units * (t + 1) / threads * unit, n)};
+}
+
+int groups(const Linear& w) { return w.n / kGroup; }
+
+}  // namespace
+
+int64_t Workspace::bytes() const {
+  int64_t n = x.bytes() + q.bytes() + attention.bytes() + partials.bytes() + last.bytes() + logits.bytes() + shared.bytes();
+  for (auto& b : own) n += b.bytes();
+  for (auto& s : states) n += s.bytes();
+  return n;
+}
+
+Pass::Pass(Model& model, KVCache& kv, const Batch& batch)
+    : model_(model), spec_(model.spec_), w_(model.weights_), k_(model.kernels_), kv_(kv), batch_(batch), work_(*model.work_),
+      pool_(model.pool_), threads_(model.pool_.size()), group_(spec_.heads / spec_.kv_heads),
+      stride_(w_.layers[0].qkv.k) {}
+
+void Pass::check() const {
+  auto refuse = [](const std::string& what) { throw std::invalid_argument("batch: " + what); };
+  const KVLayout& l = kv_.layout();
+  if (l.layers != spec_.layers || l.kv_heads != spec_.kv_heads || l.head_dim != spec_.head_dim) refuse("the KV cache is of another model");
+  if (batch_.rows < 1 || batch_.sequences < 1) refuse("empty");
+  if (batch_.query_start[0] != 0 || batch_.query_start[batch_.sequences] != batch_.rows) refuse("query_start does not cover the rows");
+  if (batch_.table_start[0] != 0 || batch_.table_start[batch_.sequences] != batch_.entries) refuse("table_start does not cover the table");
+  for (int s = 0; s < batch_.sequences; s++) {
+    const int n = batch_.query_start[s + 1] - batch_.query_start[s];
+    if (n < 1) refuse("sequence " + std::to_string(s) + " has no rows");
+    if (batch_.table_start[s + 1] < batch_.table_start[s] || batch_.table_start[s + 1] > batch_.entries) refuse("table_start is not sorted");
+    int64_t slots = 0;
+    for (int e = batch_.table_start[s]; e < batch_.table_start[s + 1]; e++) {
+      if (batch_.table_block[e] < 0 || batch_.table_block[e] >= kv_.num_blocks()) refuse("block id out of range");
+      if (batch_.table_valid[e] < 1 || batch_.table_valid[e] > l.block_size) refuse("valid count out of range");
+      slots += batch_.table_valid[e];
+    }
+    if (slots < n || slots > INT32_MAX / 2) refuse("page table of sequence " + std::to_string(s) + " is too short for its rows");
+  }
+  for (int r = 0; r < batch_.rows; r++) {
+    if (batch_.tokens[r] < 0 || batch_.tokens[r] >= spec_.vocab) refuse("token id out of range");
+    if (batch_.positions[r] < 0 || batch_.positions[r] >= spec_.max_position) refuse("position out of range");
+  }
+  for (int i = 0; i < batch_.outputs; i++)
+    if (batch_.output_rows[i] < 0 || batch_.output_rows[i] >= batch_.rows) refuse("output row out of range");
+  for (int i = 0; i < batch_.outputs && batch_.kinds; i++)
+    if (batch_.kinds[i] > kHidden || (batch_.kinds[i] == kHidden && !batch_.hidden)) refuse("output kind");
+  for (int i = 0; i < batch_.embeds; i++)
+    if (batch_.embed_rows[i] < 0 || batch_.embed_rows[i] >= batch_.rows) refuse("embedding row out of range");
+}
+
+void Pass::build_tiles() {
+  AttentionPlan& plan = work_.plan;
+  plan.tiles.clear();
+  plan.sequences.clear();
+  work_.row_sequence.resize((size_t)batch_.rows);
+  work_.row_limit.resize((size_t)batch_.rows);
+  for (int s = 0; s < batch_.sequences; s++) {
+    SequenceView v{batch_.query_start[s], batch_.query_start[s + 1], (int32_t)plan.tiles.size(), 0, 0};
+    for (int e = batch_.table_start[s]; e < batch_.table_start[s + 1]; e++)
+      for (int valid = batch_.table_valid[e], tile = 0; valid > 0; valid -= kTokenTile, tile++) {
+        const int here = std::min(valid, kTokenTile);
+        plan.tiles.push_back({batch_.table_block[e], tile, v.length, here});
+        v.length += here;
+      }
+    v.tile1 = (int32_t)plan.tiles.size();
+    for (int r = v.row0; r < v.row1; r++) {
+      work_.row_sequence[(size_t)r] = s;
+      work_.row_limit[(size_t)r] = v.length - (v.row1 - r) + 1;
+    }
+    plan.sequences.push_back(v);
+  }
+}
+
+void Pass::reserve(RowBuffers& b, int rows) {
+  for (const Layer& l : w_.layers) {
+    b.hidden_buffer.reserve(l.qkv.type, rows, l.qkv.k);
+    b.hidden_buffer.reserve(l.gate_up.type, rows, l.gate_up.k);
+    b.attention_buffer.reserve(l.o.type, rows, l.o.k);
+    b.mlp_buffer.reserve(l.down.type, rows, l.down.k);
+    b.qkv.reserve((int64_t)rows * l.qkv.n);
+    b.mlp.reserve((int64_t)rows * l.down.k);
+  }
+  b.residual.reserve((int64_t)rows * stride_);
+}
+
+void Pass::reserve() {
+  const Layer& l = w_.layers[0];
+  work_.x.reserve((int64_t)batch_.rows * stride_);
+  work_.q.reserve((int64_t)batch_.rows * spec_.heads * spec_.head_dim);
+  work_.attention.reserve((int64_t)batch_.rows * l.o.k);
+  work_.states.resize((size_t)threads_);
+  for (auto& s : work_.states) s.reserve((int64_t)kStateRows * 2 * (spec_.head_dim + 32));
+  const bool rows = batch_.rows >= kRowsPerThread * threads_;
+  if (rows) {
+    const int rounds = (batch_.rows + threads_ * kUnitRows - 1) / (threads_ * kUnitRows);
+    unit_ = (batch_.rows + threads_ * rounds - 1) / (threads_ * rounds);
+    unit_ = (unit_ + 3) / 4 * 4;
+    work_.own.resize((size_t)threads_);
+    for (auto& b : work_.own) reserve(b, unit_);
+  } else {
+    unit_ = 0;
+    reserve(work_.shared, batch_.rows);
+    work_.plan.divide(threads_, group_, spec_.kv_heads);
+    work_.partials.reserve(work_.plan.num_partials * spec_.kv_heads * (spec_.head_dim + 16));
+  }
+}
+
+void Pass::run() {
+  check();
+  build_tiles();
+  reserve();
+  if (unit_)
+    by_rows();
+  else
+    by_columns();
+  if (batch_.outputs) outputs();
+}
+
+void Pass::by_rows() {
+  const int units = (batch_.rows + unit_ - 1) / unit_, layers = spec_.layers;
+  std::vector<std::atomic<int>> next((size_t)layers + 1);
+  for (auto& n : next) n.store(0);
+  pool_.run([&](int t) {
+    RowBuffers& buffers = work_.own[(size_t)t];
+    for (int l = 0; l <= layers; l++) {
+      for (int u; (u = next[(size_t)l].fetch_add(1)) < units;) {
+        const int base = u * unit_, rows = std::min(unit_, batch_.rows - base);
+        Block b{buffers, base, rows};
+        if (l == 0) {
+          embed(base, base + rows);
+        } else {
+          const Layer& w = w_.layers[(size_t)l - 1];
+          attend_rows(l - 1, t, base, base + rows);
+          attention_output(l - 1, b, 0, rows);
+          project_o(l - 1, b, 0, rows, 0, groups(w.o));
+          add_post_norm(w.attn_post_norm, b, 0, rows);
+          mlp_input(l - 1, b, 0, rows);
+          gate_up(l - 1, b, 0, rows, 0, groups(w.gate_up));
+          mlp_output(l - 1, b, 0, rows);
+          down(l - 1, b, 0, rows, 0, groups(w.down));
+          add_post_norm(w.mlp_post_norm, b, 0, rows);
+        }
+        if (l < layers) {
+          attention_input(l, b, 0, rows);
+          project_qkv(l, b, 0, rows, 0, groups(w_.layers[(size_t)l].qkv));
+          rope_and_store(l, b, 0, rows);
+        }
+      }
+      pool_.barrier();
+    }
+  });
+}
+
+void Pass::by_columns() {
+  const int rows = batch_.rows, layers = spec_.layers;
+  const int items = (int)work_.plan.items.size() * spec_.kv_heads;
+  std::vector<std::atomic<int>> next((size_t)layers);
+  for (auto& n : next) n.store(0);
+  Block b{work_.shared, 0, rows};
+  pool_.run([&](int t) {
+    const Share mine = share(rows, 1, t, threads_);
+    auto columns = [&](const Linear& w) {
+      Share s = share(groups(w), 2, t, threads_);
+      return s;
+    };
+    embed(mine.begin, mine.end);
+    for (int l = 0; l < layers; l++) {
+      const Layer& w = w_.layers[(size_t)l];
+      attention_input(l, b, mine.begin, mine.end);
+      pool_.barrier();
+      Share c = columns(w.qkv);
+      project_qkv(l, b, 0, rows, c.begin, c.end);
+      pool_.barrier();
+      rope_and_store(l, b, mine.begin, mine.end);
+      pool_.barrier();
+      for (int i; (i = next[(size_t)l].fetch_add(1)) < items;)
+        attend_item(l, i % spec_.kv_heads, work_.plan.items[(size_t)(i / spec_.kv_heads)], t);
+      pool_.barrier();
+      merge_partials(mine.begin, mine.end);
+      attention_output(l, b, mine.begin, mine.end);
+      pool_.barrier();
+      c = columns(w.o);
+      project_o(l, b, 0, rows, c.begin, c.end);
+      pool_.barrier();
+      add_post_norm(w.attn_post_norm, b, mine.begin, mine.end);
+      mlp_input(l, b, mine.begin, mine.end);
+      pool_.barrier();
+      c = columns(w.gate_up);
+      gate_up(l, b, 0, rows, c.begin, c.end);
+      pool_.barrier();
+      mlp_output(l, b, mine.begin, mine.end);
+      pool_.barrier();
+      c = columns(w.down);
+      down(l, b, 0, rows, c.begin, c.end);
+      pool_.barrier();
+      add_post_norm(w.mlp_post_norm, b, mine.begin, mine.end);
+    }
+  });
+}
+
+void Pass::embed(int row0, int row1) {
+  for (int r = row0; r < row1; r++) {
+    k_.bf16_to_f32(w_.embedding + (int64_t)batch_.tokens[r] * stride_, x(r), stride_);
+    if (spec_.embedding_scale != 1.f)
+      for (int i = 0; i < stride_; i++) x(r)[i] *= spec_.embedding_scale;
+  }
+  for (int i = 0; i < batch_.embeds; i++) {
+    const int r = batch_.embed_rows[i];
+    if (r < row0 || r >= row1) continue;
+    memset(x(r), 0, (size_t)stride_ * 4);
+    memcpy(x(r), batch_.embed_values + (int64_t)i * spec_.hidden, (size_t)spec_.hidden * 4);
+  }
+}
+
+void Pass::attention_input(int layer, const Block& b, int row0, int row1) {
+  const Layer& l = w_.layers[(size_t)layer];
+  Activations a = b.buffers.hidden_buffer.reserve(l.qkv.type, b.rows, l.qkv.k);
+  k_.normalize(x(b.base), stride_, spec_.hidden, l.attn_norm, spec_.eps, l.qkv.type, a, row0, row1);
+}
+
+void Pass::project_qkv(int layer, const Block& b, int row0, int row1, int g0, int g1) {
+  const Linear& w = w_.layers[(size_t)layer].qkv;
+  Activations a = b.buffers.hidden_buffer.reserve(w.type, b.rows, w.k);
+  Epilogue e;
+  e.out = b.buffers.qkv.get();
+  e.stride = w.n;
+  k_.matmul(w, a, row0, row1, g0, g1, e);
+}
+
+void Pass::rope_and_store(int layer, const Block& b, int row0, int row1) {
+  const Layer& l = w_.layers[(size_t)layer];
+  const KVLayout& layout = kv_.layout();
+  const int d = spec_.head_dim, half = spec_.rotary_dim / 2;
+  for (int i = row0; i < row1; i++) {
+    const int row = b.base + i;
+    float* head = b.buffers.qkv.get() + (int64_t)i * l.qkv.n;
+    const float* cos = w_.cos + (int64_t)batch_.positions[row] * half;
+    const float* sin = w_.sin + (int64_t)batch_.positions[row] * half;
+    for (int h = 0; h < spec_.heads; h++, head += d) {
+      if (l.q_norm) k_.rmsnorm(head, spec_.norm_dim, l.q_norm, spec_.eps);
+      k_.rope(head, cos, sin, spec_.rotary_dim);
+    }
+    k_.f32_to_bf16(head - (int64_t)spec_.heads * d, q(row, 0), spec_.heads * d);
+
+    const SequenceView& s = work_.plan.sequences[(size_t)work_.row_sequence[(size_t)row]];
+    const int slot = work_.row_limit[(size_t)row] - 1;
+    int t = s.tile1 - 1;
+    while (work_.plan.tiles[(size_t)t].begin > slot) t--;
+    const PageTile& tile = work_.plan.tiles[(size_t)t];
+    for (int h = 0; h < spec_.kv_heads; h++, head += d) {
+      if (l.k_norm) k_.rmsnorm(head, spec_.norm_dim, l.k_norm, spec_.eps);
+      k_.rope(head, cos, sin, spec_.rotary_dim);
+      k_.store_kv(kv_.head(tile.block, layer, h) + tile.tile * layout.tile_bytes(), slot - tile.begin, head,
+                  head + (int64_t)spec_.kv_heads * d, d, layout.int8);
+    }
+  }
+}
+
+int Pass::chunk_tiles(int layer, int kv_head, const SequenceView& s, int chunk, KVTile* out) const {
+  const int first = s.tile0 + chunk * kTiles, n = std::min(kTiles, s.tile1 - first);
+  const int64_t tile_bytes = kv_.layout().tile_bytes();
+  for (int i = 0; i < n; i++) {
+    const PageTile& t = work_.plan.tiles[(size_t)(first + i)];
+    out[i] = {kv_.head(t.block, layer, kv_head) + t.tile * tile_bytes, t.begin, t.valid};
+  }
+  return n;
+}
+
+Partial Pass::partial_slot(int kv_head, int64_t slot) const {
+  float* p = work_.partials.get() + (kv_head * work_.plan.num_partials + slot) * (spec_.head_dim + 16);
+  return {p + spec_.head_dim, p + spec_.head_dim + 1, p};
+}
+
+void Pass::attend_rows(int layer, int thread, int row0, int row1) {
+  for (int r = row0; r < row1;) {
+    const int s = work_.row_sequence[(size_t)r];
+    const int end = std::min(row1, work_.plan.sequences[(size_t)s].row1);
+    const int most = std::max(1, kStateRows / group_);
+    for (; r < end; r = std::min(end, r + most))
+      for (int h = 0; h < spec_.kv_heads; h++) attend_segment(layer, h, s, r, std::min(end, r + most), thread);
+  }
+}
+
+// Rows of one sequence over its whole context, chunk by chunk, merged as they come.
+void Pass::attend_segment(int layer, int kv_head, int sequence, int row0, int row1, int thread) {
+  const SequenceView& s = work_.plan.sequences[(size_t)sequence];
+  const int d = spec_.head_dim, slots = d + 16, n = (row1 - row0) * group_;
+  float* state = work_.states[(size_t)thread].get();
+  float* fresh = state + (int64_t)std::max(kStateRows, group_) * slots;
+  auto at = [&](float* base, int i) { return Partial{base + (int64_t)i * slots + d, base + (int64_t)i * slots + d + 1, base + (int64_t)i * slots}; };
+  std::vector<const uint16_t*> queries((size_t)n);
+  std::vector<int32_t> limits((size_t)n);
+  std::vector<Partial> out((size_t)n);
+  for (int i = 0; i < n; i++) {
+    queries[(size_t)i] = q(row0 + i / group_, kv_head * group_ + i % group_);
+    limits[(size_t)i] = work_.row_limit[(size_t)(row0 + i / group_)];
+    out[(size_t)i] = at(fresh, i);
+    Partial p = at(state, i);
+    *p.max = -INFINITY;
+    *p.sum = 0.f;
+    memset(p.out, 0, (size_t)d * 4);
+  }
+  KVTile tiles[kTiles];
+  for (int c = 0, chunks = AttentionPlan::chunks(s); c < chunks; c++) {
+    const int begin = work_.plan.tiles[(size_t)(s.tile0 + c * kTiles)].begin;
+    int first = 0;
+    while (first < n && limits[(size_t)first] <= begin) first += group_;
+    if (first >= n) break;
+    const int num_tiles = chunk_tiles(layer, kv_head, s, c, tiles);
+    k_.attend(&queries[(size_t)first], &limits[(size_t)first], n - first, tiles, num_tiles, d, kv_.layout().int8,
+              spec_.attention_scale, &out[(size_t)first]);
+    for (int i = first; i < n; i++) k_.merge(at(state, i), out[(size_t)i], d);
+  }
+  for (int i = 0; i < n; i++) {
+    Partial p = at(state, i);
+    k_.divide(p.out, *p.sum, d);
+    memcpy(work_.attention.get() + (int64_t)(row0 + i / group_) * w_.layers[0].o.k + (kv_head * group_ + i % group_) * d, p.out,
+           (size_t)d * 4);
+  }
+}
+
+void Pass::attend_item(int layer, int kv_head, const AttentionItem& item, int thread) {
+  const AttentionPlan& plan = work_.plan;
+  if (item.direct) {
+    const SequenceView& s = plan.sequences[(size_t)item.sequences[0]];
+    const int most = std::max(1, kStateRows / group_);
+    for (int r = s.row0; r < s.row1; r += most)
+      attend_segment(layer, kv_head, item.sequences[0], r, std::min(s.row1, r + most), thread);
+    return;
+  }
+  std::vector<const uint16_t*> queries;
+  std::vector<int32_t> limits;
+  std::vector<Partial> out;
+  KVTile tiles[kTiles];
+  for (int c = 0; c < item.num_chunks; c++) {
+    queries.clear();
+    limits.clear();
+    out.clear();
+    const SequenceView& lead = plan.sequences[(size_t)item.sequences[0]];
+    const int num_tiles = chunk_tiles(layer, kv_head, lead, item.chunks[0] + c, tiles);
+    for (size_t j = 0; j < item.sequences.size(); j++) {
+      const SequenceView& s = plan.sequences[(size_t)item.sequences[j]];
+      const int chunk = item.chunks[j] + c, chunks = AttentionPlan::chunks(s);
+      // a stacked chunk is seen whole by all its rows, wherever it lies in their tables: limits are relative to the lead's
+      const int shift = plan.tiles[(size_t)(lead.tile0 + (item.chunks[0] + c) * kTiles)].begin -
+                        plan.tiles[(size_t)(s.tile0 + chunk * kTiles)].begin;
+      for (int r = s.row0; r < s.row1; r++)
+        for (int g = 0; g < group_; g++) {
+          queries.push_back(q(r, kv_head * group_ + g));
+          limits.push_back(work_.row_limit[(size_t)r] + shift);
+          const int64_t row_slot = plan.partial_base[(size_t)item.sequences[j]] + (int64_t)((r - s.row0) * group_ + g) * chunks;
+          out.push_back(partial_slot(kv_head, row_slot + chunk));
+        }
+    }
+    k_.attend(queries.data(), limits.data(), (int)queries.size(), tiles, num_tiles, spec_.head_dim, kv_.layout().int8,
+              spec_.attention_scale, out.data());
+  }
+}
+
+void Pass::merge_partials(int row0, int row1) {
+  const int d = spec_.head_dim;
+  std::vector<float> state((size_t)d + 32);
+  float* aligned = (float*)(((uintptr_t)state.data() + 63) / 64 * 64);
+  for (int r = row0; r < row1; r++) {
+    const int s = work_.row_sequence[(size_t)r];
+    const int64_t base = work_.plan.partial_base[(size_t)s];
+    if (base < 0) continue;
+    const SequenceView& v = work_.plan.sequences[(size_t)s];
+    const int chunks = AttentionPlan::chunks(v);
+    for (int h = 0; h < spec_.heads; h++) {
+      float m = -INFINITY, sum = 0.f;
+      memset(aligned, 0, (size_t)d * 4);
+      for (int c = 0; c < chunks; c++) {
+        if (work_.row_limit[(size_t)r] <= work_.plan.tiles[(size_t)(v.tile0 + c * kTiles)].begin) break;
+        k_.merge({&m, &sum, aligned}, partial_slot(h / group_, base + (int64_t)((r - v.row0) * group_ + h % group_) * chunks + c), d);
+      }
+      k_.divide(aligned, sum, d);
+      memcpy(work_.attention.get() + (int64_t)r * w_.layers[0].o.k + h * d, aligned, (size_t)d * 4);
+    }
+  }
+}
+
+void Pass::attention_output(int layer, const Block& b, int row0, int row1) {
+  const Linear& w = w_.layers[(size_t)layer].o;
+  Activations a = b.buffers.attention_buffer.reserve(w.type, b.rows, w.k);
+  k_.convert_f32(work_.attention.get() + (int64_t)b.base * w.k, w.k, w.type, a, row0, row1);
+}
+
+void Pass::into_residual(const Linear& w, const Activations& a, const float* post_norm, const Block& b, int row0, int row1,
+                         int g0, int g1) {
+  Epilogue e;
+  e.store = post_norm ? Store::f32 : Store::add_f32;
+  e.out = post_norm ? b.buffers.residual.get() : x(b.base);
+  e.stride = stride_;
+  e.scale = spec_.residual_scale;
+  k_.matmul(w, a, row0, row1, g0, g1, e);
+}
+
+void Pass::add_post_norm(const float* post_norm, const Block& b, int row0, int row1) {
+  if (post_norm)
+    k_.add_normalized(x(b.base), b.buffers.residual.get(), stride_, spec_.hidden, post_norm, spec_.eps, row0, row1);
+}
+
+void Pass::project_o(int layer, const Block& b, int row0, int row1, int g0, int g1) {
+  const Layer& l = w_.layers[(size_t)layer];
+  into_residual(l.o, b.buffers.attention_buffer.reserve(l.o.type, b.rows, l.o.k), l.attn_post_norm, b, row0, row1, g0, g1);
+}
+
+void Pass::mlp_input(int layer, const Block& b, int row0, int row1) {
+  const Layer& l = w_.layers[(size_t)layer];
+  Activations a = b.buffers.hidden_buffer.reserve(l.gate_up.type, b.rows, l.gate_up.k);
+  k_.normalize(x(b.base), stride_, spec_.hidden, l.mlp_norm, spec_.eps, l.gate_up.type, a, row0, row1);
+}
+
+void Pass::gate_up(int layer, const Block& b, int row0, int row1, int g0, int g1) {
+  const Layer& l = w_.layers[(size_t)layer];
+  Activations a = b.buffers.hidden_buffer.reserve(l.gate_up.type, b.rows, l.gate_up.k);
+  Epilogue e;
+  e.store = Store::swiglu;
+  e.out_bf16 = b.buffers.mlp.get();
+  e.stride = l.down.k;
+  k_.matmul(l.gate_up, a, row0, row1, g0, g1, e);
+}
+
+void Pass::mlp_output(int layer, const Block& b, int row0, int row1) {
+  const Linear& w = w_.layers[(size_t)layer].down;
+  Activations a = b.buffers.mlp_buffer.reserve(w.type, b.rows, w.k);
+  k_.convert_bf16(b.buffers.mlp.get(), w.k, w.type, a, row0, row1);
+}
+
+void Pass::down(int layer, const Block& b, int row0, int row1, int g0, int g1) {
+  const Layer& l = w_.layers[(size_t)layer];
+  into_residual(l.down, b.buffers.mlp_buffer.reserve(l.down.type, b.rows, l.down.k), l.mlp_post_norm, b, row0, row1, g0, g1);
+}
+
+// Final norm, logits and sampling of the rows that want them, kLogitRows at a time: logits of a whole prompt would not fit.
+void Pass::outputs() {
+  const Linear& w = w_.lm_head;
+  const int most = std::min(batch_.outputs, kLogitRows);
+  work_.last.reserve((int64_t)most * stride_);
+  work_.shared.hidden_buffer.reserve(w.type, most, w.k);
+  work_.samplers.resize((size_t)threads_);
+  for (int first = 0; first < batch_.outputs; first += kLogitRows) {
+    const int n = std::min(kLogitRows, batch_.outputs - first);
+    bool logits = false;
+    for (int i = first; i < first + n; i++) logits |= !is_hidden(i);
+    if (logits) work_.logits.reserve((int64_t)most * w.n);
+    pool_.run([&](int t) {
+      const Share mine = share(n, 1, t, threads_);
+      gather(first, mine.begin, mine.end);
+      if (logits) {
+        Activations a = work_.shared.hidden_buffer.reserve(w.type, most, w.k);
+        k_.normalize(work_.last.get(), stride_, spec_.hidden, w_.final_norm, spec_.eps, w.type, a, mine.begin, mine.end);
+        pool_.barrier();
+        Epilogue e;
+        e.out = work_.logits.get();
+        e.stride = w.n;
+        e.scale = spec_.logit_scale;
+        const Share c = share(groups(w), 2, t, threads_);
+        k_.matmul(w, a, 0, n, c.begin, c.end, e);
+        pool_.barrier();
+      }
+      for (int i = mine.begin; i < mine.end; i++) answer(first + i, i, t);
+    });
+  }
+}
+
+bool Pass::is_hidden(int output) const { return batch_.kinds && batch_.kinds[output] == kHidden; }
+
+void Pass::gather(int first, int begin, int end) {
+  for (int i = begin; i < end; i++)
+    memcpy(work_.last.get() + (int64_t)i * stride_, x(batch_.output_rows[first + i]), (size_t)stride_ * 4);
+}
+
+void Pass::answer(int output, int row, int thread) {
+  if (is_hidden(output)) {
+    float* last = work_.last.get() + (int64_t)row * stride_;
+    k_.rmsnorm(last, spec_.hidden, w_.final_norm, spec_.eps);
+    memcpy(batch_.hidden + (int64_t)output * spec_.hidden, last, (size_t)spec_.hidden * 4);
+    return;
+  }
+  float* logits = work_.logits.get() + (int64_t)row * w_.lm_head.n;
+  if (batch_.logits) memcpy(batch_.logits + (int64_t)output * spec_.vocab, logits, (size_t)spec_.vocab * 4);
+  if (batch_.results)
+    sample_row(logits, spec_.vocab, batch_.sampling[output], work_.samplers[(size_t)thread], batch_.results[output]);
+}
+
+}  // namespace vglm

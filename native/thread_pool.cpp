@@ -1,0 +1,94 @@
+#include "thread_pool.hpp"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace vglm {
+namespace {
+
+constexpr int kSpins = 4000;       // tens of microseconds: longer than any gap inside a step
+constexpr int kIdleSpins = 20000;  // between steps, before a worker sleeps
+
+void relax() {
+#if defined(__x86_64__)
+  _mm_pause();
+#endif
+}
+
+// Denormals cost a hundred times a normal number and mean nothing here. Restored for the caller, whose thread it is.
+class FlushDenormals {
+ public:
+#if defined(__x86_64__)
+  FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }
+  ~FlushDenormals() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#endif
+};
+
+}  // namespace
+
+ThreadPool::ThreadPool(int threads) : size_(threads) {
+  for (int i = 1; i < threads; i++) threads_.emplace_back([this, i] { work(i); });
+}
+
+ThreadPool::~ThreadPool() {
+  {
+    std::lock_guard lock(mutex_);
+    stop_ = true;
+    round_.fetch_add(1);
+  }
+  wake_.notify_all();
+  for (auto& t : threads_) t.join();
+}
+
+void ThreadPool::run(const std::function<void(int)>& f) {
+  FlushDenormals flush;
+  if (size_ == 1) return f(0);
+  {
+    std::lock_guard lock(mutex_);
+    job_ = &f;
+    round_.fetch_add(1);
+  }
+  wake_.notify_all();
+  f(0);
+  barrier();
+}
+
+void ThreadPool::work(int thread) {
+  FlushDenormals flush;
+  uint32_t seen = 0;
+  for (;;) {
+    for (int i = 0; i < kIdleSpins && round_.load(std::memory_order_acquire) == seen; i++) relax();
+    const std::function<void(int)>* job;
+    {
+      std::unique_lock lock(mutex_);
+      wake_.wait(lock, [&] { return round_.load() != seen; });
+      seen = round_.load();
+      if (stop_) return;
+      job = job_;
+    }
+    (*job)(thread);
+    barrier();
+  }
+}
+
+void ThreadPool::barrier() {
+  if (size_ == 1) return;
+  const uint32_t phase = phase_.load(std::memory_order_acquire);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+    arrived_.store(0, std::memory_order_relaxed);
+    phase_.store(phase + 1, std::memory_order_release);
+    return;
+  }
+  for (int i = 0; phase_.load(std::memory_order_acquire) == phase; i++) {
+    if (i < kSpins)
+      relax();
+    else
+      std::this_thread::yield();
+  }
+}
+
+}  // namespace vglm
