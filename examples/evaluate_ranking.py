@@ -1,15 +1,17 @@
-"""Evaluates the disease ranking on published cases: Top-1, Top-3, Top-10 and MRR over all diseases as candidates.
+"""Evaluates the disease ranking on published cases: Top-1, Top-3, Top-10 and MRR over all diseases as
+candidates.
 
     python examples/evaluate_ranking.py patients.jsonl.gz HPO_DIRECTORY
 
-A case is a line of JSON with `hpo` and `hpo_excluded` ([id, label, ...] each), `pmid` and `disease` ([id, name]), as
-transcribed from https://github.com/monarch-initiative/phenopacket-store (BSD-3).
+A case is a line of JSON with `hpo` and `hpo_excluded` ([id, label, ...] each), `pmid` and `disease` ([id,
+name]), as transcribed from https://github.com/monarch-initiative/phenopacket-store (BSD-3).
 
-The trap: about half of the cases come from papers that the ontology's annotations of the same disease cite. For those,
-every annotation of the true disease whose only references are the case's papers is left out before scoring it. The fair
-figure is that of the "uncited" cases, whose papers the true disease does not cite at all. Cohorts are very unequal (one
-disease has 462 of 2,361 uncited cases), so means over diseases are given beside means over cases. Diseases that the
-ontology's release does not know cannot be found; they are counted apart.
+The trap: about half of the cases come from papers that the ontology's annotations of the same disease cite.
+For those, every annotation of the true disease whose only references are the case's papers is left out
+before scoring it. The fair figure is that of the "uncited" cases, whose papers the true disease does not
+cite at all. Cohorts are very unequal (one disease has 462 of 2,361 uncited cases), so means over diseases
+are given beside means over cases. Diseases that the ontology's release does not know cannot be found; they
+are counted apart.
 """
 
 from __future__ import annotations
@@ -24,10 +26,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from vglm.errors import GraphError
 from vglm.graph.hpo import HPO, load_hpo
 from vglm.graph.ranking import Method
+
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -90,9 +95,11 @@ def place_of(hpo: HPO, case: Case, method: Method) -> float:
     return 1 + float((scores > scores[row]).sum()) + (float((scores == scores[row]).sum()) - 1) / 2
 
 
-def summary(places: np.ndarray, diseases: np.ndarray, weights: np.ndarray) -> dict[str, float]:
-    measures = {"top1": places <= 1, "top3": places <= 3, "top10": places <= 10, "mrr": 1 / places}
-    return {name: round(float(np.average(value, weights=weights)), 4) for name, value in measures.items()}
+def summary(places: Floats, weights: Floats) -> dict[str, float]:
+    """Weighted shares of places up to 1, 3 and 10, and the mean reciprocal place."""
+    weights = weights / weights.sum()
+    shares = {f"top{k}": float(weights[places <= k].sum()) for k in (1, 3, 10)}
+    return {name: round(value, 4) for name, value in {**shares, "mrr": float(weights @ (1 / places))}.items()}
 
 
 def evaluate(hpo: HPO, cases: list[Case], method: Method) -> dict[str, Any]:
@@ -109,8 +116,8 @@ def evaluate(hpo: HPO, cases: list[Case], method: Method) -> dict[str, Any]:
         result[group] = {
             "cases": int(chosen.sum()),
             "diseases": len(counts),
-            "by case": summary(places[chosen], diseases, np.ones(len(diseases))),
-            "by disease": summary(places[chosen], diseases, 1 / counts[inverse]),
+            "by case": summary(places[chosen], np.ones(len(diseases))),
+            "by disease": summary(places[chosen], 1 / counts[inverse]),
         }
     return result
 

@@ -1,4 +1,5 @@
-"""What a graph says about its diseases' phenotypes: `has phenotype` edges pooled into one frequency per pair."""
+"""What a graph says about its diseases' phenotypes: `has phenotype` edges pooled into one frequency per
+pair."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def phenotype_edges(graph: Graph) -> npt.NDArray[np.int64]:
 
 
 def pool(graph: Graph, edges: npt.NDArray[np.integer]) -> Annotations:
-    """Joins parallel edges (`edges` ascending) into one annotation per pair; raises GraphError for a bad frequency."""
+    """Joins parallel edges (`edges` ascending) into one annotation per pair; raises GraphError for a bad
+    frequency."""
     columns = graph.columns
     if len(edges) == 0:
         return Annotations(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))

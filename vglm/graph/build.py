@@ -47,7 +47,8 @@ class GraphBuilder:
         attributes: object = None,
         where: str = "node",
     ) -> str:
-        """Adds one node and returns its id; `name` defaults to the id. Raises GraphError and adds nothing if it is bad."""
+        """Adds one node and returns its id; `name` defaults to the id. Raises GraphError and adds nothing
+        if it is bad."""
         limits = self._limits
         key = checked_id(node_id, f"{where}.id", limits.id)
         if key in self._nodes:
@@ -69,7 +70,8 @@ class GraphBuilder:
         return node_id in self._nodes
 
     def attributes_code(self, attributes: object, where: str = "edge") -> int:
-        """A number for these edge attributes, to give to `add_edge` many times without checking them again."""
+        """A number for these edge attributes, to give to `add_edge` many times without checking them
+        again."""
         text = canonical_json(attributes, f"{where}.attributes", self._limits.attributes)
         return self._attribute_codes.setdefault(text, len(self._attribute_codes))
 
@@ -82,7 +84,8 @@ class GraphBuilder:
         where: str = "edge",
         code: int | None = None,
     ) -> None:
-        """Adds one edge; its ends may be added later. Exact duplicates collapse into one when the graph is built.
+        """Adds one edge; its ends may be added later. Exact duplicates collapse into one when the graph is
+        built.
 
         `code`, from `attributes_code`, stands for attributes that were checked before.
         """

@@ -1,4 +1,5 @@
-"""Parsed graphs kept on disk as plain arrays: an .npz of numbers and bytes, and JSON; never pickled objects."""
+"""Parsed graphs kept on disk as plain arrays: an .npz of numbers and bytes, and JSON; never pickled
+objects."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ def write(path: Path, key: str, meta: dict[str, Any], arrays: Arrays) -> bool:
 
 
 def read(path: Path, key: str) -> tuple[dict[str, Any], Arrays] | None:
-    """What `write` wrote under this key, or None if there is none, it is older, cut short or damaged (CRC)."""
+    """What `write` wrote under this key, or None if there is none, it is older, cut short or damaged
+    (CRC)."""
     try:
         with np.load(path, allow_pickle=False) as file:
             header = json.loads(file["header"].tobytes())

@@ -15,10 +15,11 @@ Csr = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]
 
 
 def ancestor_closure(graph: Graph, relation: str, max_pairs: int = DEFAULT_LIMITS.closure) -> Csr:
-    """For each node its ancestors over `relation` and itself: (starts int64[N + 1], nodes int32[pairs], ascending).
+    """For each node its ancestors over `relation` and itself: (starts int64[N + 1], nodes int32[pairs],
+    ascending).
 
-    Cycles are allowed (their members are each other's ancestors). Raises GraphError when there would be more than
-    `max_pairs` pairs, before the memory for them is spent.
+    Cycles are allowed (their members are each other's ancestors). Raises GraphError when there would be
+    more than `max_pairs` pairs, before the memory for them is spent.
     """
     mask = graph.columns.relations == graph.relation_code(relation)
     parents: list[list[int]] = [[] for _ in range(graph.num_nodes)]
@@ -38,9 +39,7 @@ def ancestor_closure(graph: Graph, relation: str, max_pairs: int = DEFAULT_LIMIT
         closures[node] = own
         pairs += len(own)
         if pairs > max_pairs:
-            raise GraphError(
-                f"the ancestors over {relation!r} are more than {max_pairs:,} pairs; the hierarchy is too deep"
-            )
+            raise GraphError(f"the ancestors over {relation!r} are more than {max_pairs:,} pairs: too deep")
     ordered = [sorted(own or ()) for own in closures]
     starts = np.zeros(graph.num_nodes + 1, np.int64)
     np.cumsum([len(own) for own in ordered], out=starts[1:])

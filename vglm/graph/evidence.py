@@ -1,4 +1,5 @@
-"""Why a disease is a candidate: for each finding the annotation that it matches, and the edges that say so."""
+"""Why a disease is a candidate: for each finding the annotation that it matches, and the edges that say
+so."""
 
 from __future__ import annotations
 
@@ -16,10 +17,11 @@ EXPLAINED = math.log(2)  # a finding at least twice as likely with the disease a
 class Evidence:
     """One finding against one disease.
 
-    `matched` is the disease's annotated term, `ancestor` the term that covers both (the finding itself when the
-    annotation is at or below it); `information_content` is the ancestor's and `log_ratio` the finding's part of the
-    score, both in nats; `frequency` is as the references state it ("3/5", "very frequent, 80-99 %", or ""). `edges` are
-    the indices of the `has phenotype` edges that were used. All empty when the disease has no annotation at all.
+    `matched` is the disease's annotated term, `ancestor` the term that covers both (the finding itself when
+    the annotation is at or below it); `information_content` is the ancestor's and `log_ratio` the finding's
+    part of the score, both in nats; `frequency` is as the references state it ("3/5", "very frequent, 80-99
+    %", or ""). `edges` are the indices of the `has phenotype` edges that were used. All empty when the
+    disease has no annotation at all.
     """
 
     finding: str
@@ -47,7 +49,8 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A ranked disease: `evidence` for it by weight, `against` it the excluded findings that it nearly always has."""
+    """A ranked disease: `evidence` for it by weight, `against` it the excluded findings that it nearly
+    always has."""
 
     place: int
     id: str
@@ -104,13 +107,16 @@ def _evidence(
 
 
 def _matched_term(index: RankingIndex, row: int, finding: int, ancestor: int) -> int:
-    """Of the disease's terms at or below `ancestor`: the finding itself, else the most frequent, else the first."""
+    """Of the disease's terms at or below `ancestor`: the finding itself, else the most frequent, else the
+    first."""
     own = slice(int(index.annotation_starts[row]), int(index.annotation_starts[row + 1]))
+    annotated = zip(
+        index.annotation_terms[own].tolist(), index.annotation_frequencies[own].tolist(), strict=True
+    )
     below = [
         (term != finding, -frequency, term)
-        for term, frequency in zip(
-            index.annotation_terms[own].tolist(), index.annotation_frequencies[own].tolist(), strict=True
-        )
+        for term, frequency in annotated
         if ancestor in index.ancestors(term)
     ]
-    return min(below)[2]
+    term: int = min(below)[2]
+    return term

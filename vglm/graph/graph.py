@@ -1,8 +1,9 @@
 """`Graph`: nodes and typed edges in columns, always in canonical order.
 
-Nodes are sorted by id and edges by (source, relation, target, attributes) when a graph is built, so two graphs
-with the same content are the same arrays whatever order they came in. Everything that is derived from a graph
-(its text, its fingerprint, a ranking over it) is therefore independent of input order, with no further care.
+Nodes are sorted by id and edges by (source, relation, target, attributes) when a graph is built, so two
+graphs with the same content are the same arrays whatever order they came in. Everything that is derived
+from a graph (its text, its fingerprint, a ranking over it) is therefore independent of input order, with no
+further care.
 """
 
 from __future__ import annotations
@@ -52,8 +53,9 @@ class Columns:
     """The storage of a graph of N nodes and E edges, in canonical order.
 
     Strings per node: ids, names, texts, aliases (a JSON list or ""), attributes (a JSON object or "").
-    `node_types` int32[N] indexes `type_names`. Edges: `sources`, `targets` int32[E] (node indices), `relations`
-    int32[E] (into `relation_names`, sorted), `edge_attributes` int32[E] (into the distinct `edge_attribute_texts`).
+    `node_types` int32[N] indexes `type_names`. Edges: `sources`, `targets` int32[E] (node indices),
+    `relations` int32[E] (into `relation_names`, sorted), `edge_attributes` int32[E] (into the distinct
+    `edge_attribute_texts`).
     """
 
     ids: StringTable
@@ -86,8 +88,9 @@ class Graph:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], limits: Limits = DEFAULT_LIMITS) -> Graph:
-        """Reads node-link JSON: `nodes` with id, name, type, text, aliases, attributes; `edges` (or `links`) with
-        source, relation, target, attributes. Unknown fields become attributes. Raises GraphError naming item and field.
+        """Reads node-link JSON: `nodes` with id, name, type, text, aliases, attributes; `edges` (or
+        `links`) with source, relation, target, attributes. Unknown fields become attributes. Raises
+        GraphError naming item and field.
         """
         from vglm.graph.build import graph_from_dict
 
@@ -101,7 +104,8 @@ class Graph:
         return graph_from_triples(triples, limits)
 
     def to_dict(self) -> dict[str, Any]:
-        """Node-link JSON in canonical order; empty fields are left out. `from_dict` gives an equal graph back."""
+        """Node-link JSON in canonical order; empty fields are left out. `from_dict` gives an equal
+        graph back."""
         nodes: list[dict[str, Any]] = []
         for node in self.nodes():
             item: dict[str, Any] = {"id": node.id, "name": node.name}
@@ -230,7 +234,8 @@ class Graph:
             raise GraphError(f"direction: expected 'out', 'in' or 'both', found {shown(direction)}")
         if relation is None:
             return found
-        return found[self.columns.relations[found] == self.relation_code(relation)]
+        chosen: Ints = found[self.columns.relations[found] == self.relation_code(relation)]
+        return chosen
 
     def relation_code(self, relation: str) -> int:
         """Number of a relation, or -1 if no edge has it."""
@@ -256,7 +261,8 @@ class Graph:
         return [self.node_at(int(i)) for i in near[:limit]]
 
     def ancestors(self, node_id: str, relation: str = "is a") -> list[str]:
-        """Ids of all nodes that `relation` reaches from a node, by id, without the node itself; cycles are fine."""
+        """Ids of all nodes that `relation` reaches from a node, by id, without the node itself; cycles
+        are fine."""
         start = self.index_of(node_id)
         seen, waiting = {start}, [start]
         while waiting:

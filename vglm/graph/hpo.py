@@ -25,9 +25,10 @@ from vglm.graph.ranking import DiseaseRanker
 from vglm.graph.ranking_index import RankingIndex
 
 PHENOTYPIC_ABNORMALITY = "HP:0000118"
-HEADER = (
-    "database_id disease_name qualifier hpo_id reference evidence onset frequency sex modifier aspect biocuration"
-).split()
+COLUMNS = [
+    *("database_id", "disease_name", "qualifier", "hpo_id", "reference", "evidence"),
+    *("onset", "frequency", "sex", "modifier", "aspect", "biocuration"),
+]
 RELATIONS = {
     "P": HAS_PHENOTYPE,
     "I": "has inheritance",
@@ -86,7 +87,8 @@ class HPO:
 
     @cached_property
     def _names(self) -> dict[str, list[str]]:
-        """Names and synonyms of phenotypes, case-folded; a primary name hides synonyms that are equal to it."""
+        """Names and synonyms of phenotypes, case-folded; a primary name hides synonyms that are equal
+        to it."""
         primary: dict[str, list[str]] = {}
         synonyms: dict[str, list[str]] = {}
         for index in self.graph.nodes_of_type("phenotype"):
@@ -100,8 +102,9 @@ class HPO:
 def load_hpo(directory: str | Path, cache_dir: str | Path | None = None) -> HPO:
     """Loads `hp.obo` and `phenotype.hpoa` from a directory: about 3 s the first time, then from the cache.
 
-    The cache file is keyed by the two files' paths, sizes and times; a damaged or older one is written anew. With
-    `cache_dir=None` nothing is cached. Raises GraphError for files that are missing or malformed.
+    The cache file is keyed by the two files' paths, sizes and times; a damaged or older one is written
+    anew. With `cache_dir=None` nothing is cached. Raises GraphError for files that are missing or
+    malformed.
     """
     started = time.perf_counter()
     paths = [Path(directory) / name for name in ("hp.obo", "phenotype.hpoa")]
@@ -143,7 +146,8 @@ def _to_cache(path: Path, key: str, hpo: HPO) -> None:
 
 
 def read_annotations(path: str | Path, ontology: Ontology) -> Graph:
-    """Reads a `phenotype.hpoa` file and joins it with its ontology; raises GraphError naming line and column."""
+    """Reads a `phenotype.hpoa` file and joins it with its ontology; raises GraphError naming line and
+    column."""
     path = Path(path)
     try:
         with path.open(encoding="utf-8") as lines:
@@ -171,14 +175,14 @@ def parse_annotations(lines: Iterable[str], ontology: Ontology, source: str = "h
             raise GraphError(f"{where}: {len(line):,} characters, the limit is {MAX_LINE:,}")
         fields = line.rstrip("\r\n").split("\t")
         if not header_seen:
-            if fields != HEADER:
+            if fields != COLUMNS:
                 raise GraphError(
-                    f"{where}: expected the columns {' '.join(HEADER)}, found {shown(line.strip())}"
+                    f"{where}: expected the columns {', '.join(COLUMNS)}, found {shown(line.strip())}"
                 )
             header_seen = True
             continue
-        if len(fields) != len(HEADER):
-            raise GraphError(f"{where}: expected {len(HEADER)} columns, found {len(fields)}")
+        if len(fields) != len(COLUMNS):
+            raise GraphError(f"{where}: expected {len(COLUMNS)} columns, found {len(fields)}")
         disease, name, qualifier, term, *details, aspect, _ = fields
         known = names.setdefault(disease, [])
         first_line.setdefault(disease, number)
@@ -199,7 +203,8 @@ def parse_annotations(lines: Iterable[str], ontology: Ontology, source: str = "h
 
 
 def _add_terms(builder: GraphBuilder, ontology: Ontology) -> None:
-    """Adds the terms: type "phenotype" below Phenotypic abnormality, "term" for modes of inheritance and the like."""
+    """Adds the terms: type "phenotype" below Phenotypic abnormality, "term" for modes of inheritance and
+    the like."""
     abnormal = _descendants(ontology, PHENOTYPIC_ABNORMALITY)
     retired: dict[str, list[str]] = {}
     for old, new in ontology.replacements().items():

@@ -41,7 +41,8 @@ def shown(value: object, length: int = 60) -> str:
 
 
 def checked_text(value: object, where: str, limit: int, *, empty: bool = True) -> str:
-    """`value` if it is a string of at most `limit` characters and valid Unicode, else GraphError naming `where`."""
+    """`value` if it is a string of at most `limit` characters and valid Unicode, else GraphError naming
+    `where`."""
     if not isinstance(value, str):
         raise GraphError(f"{where}: expected a string, found {shown(value)}")
     if len(value) > limit:
@@ -70,8 +71,8 @@ def checked_id(value: object, where: str, limit: int) -> str:
 def canonical_json(attributes: object, where: str, limit: int) -> str:
     """Attributes as JSON with sorted keys ("" when there are none), so that equal attributes are equal text.
 
-    Raises GraphError for anything that JSON cannot hold exactly: other objects, NaN, infinity, keys that are not
-    strings, cycles, nesting that is too deep, or more than `limit` characters.
+    Raises GraphError for anything that JSON cannot hold exactly: other objects, NaN, infinity, keys that
+    are not strings, cycles, nesting that is too deep, or more than `limit` characters.
     """
     if not isinstance(attributes, Mapping):
         raise GraphError(f"{where}: expected an object, found {shown(attributes)}")

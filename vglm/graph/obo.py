@@ -46,7 +46,8 @@ class Ontology:
     source: str
 
     def replacements(self) -> dict[str, str]:
-        """Every retired id (alternative, or obsolete with one replacement) and the current id that stands for it."""
+        """Every retired id (alternative, or obsolete with one replacement) and the current id that
+        stands for it."""
         found: dict[str, str] = {}
         for term in self.terms.values():
             if term.obsolete:
@@ -139,7 +140,7 @@ def _keep(term: Term | None, terms: dict[str, Term], source: str) -> None:
         raise GraphError(f"{source}, line {term.line}: the term has no id")
     if term.id in terms:
         raise GraphError(
-            f"{source}, line {term.line}: the id {shown(term.id)} was used in line {terms[term.id].line} already"
+            f"{source}, line {term.line}: the id {shown(term.id)} was used in line {terms[term.id].line}"
         )
     terms[term.id] = term
 

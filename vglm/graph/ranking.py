@@ -1,16 +1,19 @@
 """Ranks diseases by a patient's findings, over an ontology whose diseases carry annotated phenotypes.
 
-Two methods. `resnik`: each finding counts the information content of the most informative ancestor that it shares with
-the disease (best match, summed). `likelihood`, the default: each finding counts a log likelihood ratio,
+Two methods. `resnik`: each finding counts the information content of the most informative ancestor that it
+shares with the disease (best match, summed). `likelihood`, the default: each finding counts a log
+likelihood ratio,
 
     log(NOISE + (1 - NOISE) * max over ancestors a of the finding of  P(a | disease) / P(a))
 
-which is the best match again, with frequencies: P(a | disease) joins the frequencies of the disease's annotations at or
-below a, P(a) is the mean over all diseases. A disease with many annotations matches anything by chance, so every finding
-also pays BREADTH_WEIGHT times the log of the number of findings that the disease predicts, relative to the mean.
+which is the best match again, with frequencies: P(a | disease) joins the frequencies of the disease's
+annotations at or below a, P(a) is the mean over all diseases. A disease with many annotations matches
+anything by chance, so every finding also pays BREADTH_WEIGHT times the log of the number of findings that
+the disease predicts, relative to the mean.
 
-Excluded findings count only against diseases in which they are nearly obligate, and little: in published case tables the
-features noted as absent are those that other patients with the same disease have, so they are hardly evidence against it.
+Excluded findings count only against diseases in which they are nearly obligate, and little: in published
+case tables the features noted as absent are those that other patients with the same disease have, so they
+are hardly evidence against it.
 """
 
 from __future__ import annotations
@@ -60,8 +63,8 @@ class DiseaseRanker:
     ) -> list[Candidate]:
         """The `top` best diseases with the evidence for each, best first; equal scores are ordered by id.
 
-        Findings are ids of the graph; raises GraphError for unknown ids, none at all, too many, or one that is both
-        observed and excluded.
+        Findings are ids of the graph; raises GraphError for unknown ids, none at all, too many, or one that
+        is both observed and excluded.
         """
         scores = self.scores(findings, excluded, method)
         present, absent = self._checked(findings, excluded)
@@ -74,7 +77,8 @@ class DiseaseRanker:
     def scores(
         self, findings: Sequence[str], excluded: Sequence[str] = (), method: Method = "likelihood"
     ) -> Floats:
-        """The score of every disease, float64[D] in nats, in the order of `index.diseases`; errors as in `rank`."""
+        """The score of every disease, float64[D] in nats, in the order of `index.diseases`; errors as
+        in `rank`."""
         present, absent = self._checked(findings, excluded)
         index = self.index
         scores = np.zeros(len(index.diseases))
@@ -95,7 +99,8 @@ class DiseaseRanker:
         return scores
 
     def _best(self, finding: int, values: npt.NDArray[np.float32] | None) -> npt.NDArray[np.float32]:
-        """For each disease the largest value over the ancestors of a finding that it holds: lift, or else content."""
+        """For each disease the largest value over the ancestors of a finding that it holds: lift, or
+        else content."""
         index = self.index
         best = np.zeros(len(index.diseases), np.float32)
         for ancestor in index.ancestors(finding):
@@ -114,8 +119,8 @@ class DiseaseRanker:
     ) -> float:
         """The score of one disease that is given by its annotations instead of by the graph.
 
-        This is the plain form of `scores`, which the fast one is tested against; an evaluation uses it to leave out
-        what is known from the patient's own paper.
+        This is the plain form of `scores`, which the fast one is tested against; an evaluation uses it to
+        leave out what is known from the patient's own paper.
         """
         present, absent = self._checked(findings, excluded)
         index = self.index

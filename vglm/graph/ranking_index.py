@@ -1,4 +1,5 @@
-"""What a ranking needs to know about the diseases of a graph, in arrays; nothing of it depends on the patient."""
+"""What a ranking needs to know about the diseases of a graph, in arrays; nothing of it depends on the
+patient."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vglm.errors import GraphError
-from vglm.graph.annotations import HAS_PHENOTYPE, phenotype_edges, pool
+from vglm.graph.annotations import HAS_PHENOTYPE, Annotations, phenotype_edges, pool
 from vglm.graph.closure import ancestor_closure
 from vglm.graph.graph import Graph
 from vglm.graph.obo import IS_A
@@ -22,8 +23,9 @@ MAX_FREQUENCY = 0.99
 class RankingIndex:
     """N nodes, D diseases, A annotations, H pairs (ancestor, disease that has an annotation at or below it).
 
-    Three CSR tables: the ancestors of a node, itself included; the annotated terms of a disease with P(term | disease);
-    the holders of an ancestor, as disease rows, with P(ancestor | disease). Disease rows are ascending node indices.
+    Three CSR tables: the ancestors of a node, itself included; the annotated terms of a disease with P(term
+    | disease); the holders of an ancestor, as disease rows, with P(ancestor | disease). Disease rows are
+    ascending node indices.
     """
 
     diseases: npt.NDArray[np.int32]  # [D] node indices
@@ -45,19 +47,22 @@ class RankingIndex:
             raise GraphError(
                 f"the graph has no {HAS_PHENOTYPE!r} edges with a frequency above 0: nothing to rank"
             )
-        closure = ancestor_closure(graph, IS_A)
+        starts, ancestors = ancestor_closure(graph, IS_A)
         diseases = np.unique(graph.columns.sources[edges])
         rows = np.searchsorted(diseases, annotations.diseases)
-        holders = _propagate(
-            closure, rows, annotations.terms, annotations.frequencies, graph.num_nodes, len(diseases)
+        holder_starts, holder_rows, holder_frequencies = _propagate(
+            starts, ancestors, rows, annotations, graph.num_nodes, len(diseases)
         )
         return cls(
-            diseases,
-            *closure,
-            np.searchsorted(rows, np.arange(len(diseases) + 1)),
-            annotations.terms,
-            annotations.frequencies,
-            *holders,
+            diseases=diseases,
+            closure_starts=starts,
+            closure_nodes=ancestors,
+            annotation_starts=np.searchsorted(rows, np.arange(len(diseases) + 1)),
+            annotation_terms=annotations.terms,
+            annotation_frequencies=annotations.frequencies,
+            holder_starts=holder_starts,
+            holder_rows=holder_rows,
+            holder_frequencies=holder_frequencies,
         )
 
     @classmethod
@@ -81,11 +86,9 @@ class RankingIndex:
         """P(node | disease), 0 when the disease has no annotation at or below the node."""
         found = self.holders(node)
         position = found.start + int(np.searchsorted(self.holder_rows[found], row))
-        return (
-            float(self.holder_frequencies[position])
-            if position < found.stop and (self.holder_rows[position] == row)
-            else 0.0
-        )
+        if position == found.stop or self.holder_rows[position] != row:
+            return 0.0
+        return float(self.holder_frequencies[position])
 
     @cached_property
     def information_content(self) -> npt.NDArray[np.float32]:
@@ -97,7 +100,8 @@ class RankingIndex:
 
     @cached_property
     def background(self) -> npt.NDArray[np.float32]:
-        """P(node) as the mean over all diseases, float32[N]; never below a quarter of a case in all diseases."""
+        """P(node) as the mean over all diseases, float32[N]; never below a quarter of a case in all
+        diseases."""
         sums = np.concatenate(([0.0], np.cumsum(self.holder_frequencies, dtype=np.float64)))
         total = sums[self.holder_starts[1:]] - sums[self.holder_starts[:-1]]
         return np.maximum(total / len(self.diseases), 0.25 / len(self.diseases)).astype(np.float32)
@@ -105,7 +109,8 @@ class RankingIndex:
     @cached_property
     def lift(self) -> npt.NDArray[np.float32]:
         """P(ancestor | disease) / P(ancestor) for every holder pair, float32[H]."""
-        return self.holder_frequencies / np.repeat(self.background, np.diff(self.holder_starts))
+        background = np.repeat(self.background, np.diff(self.holder_starts))
+        return (self.holder_frequencies / background).astype(np.float32)
 
     @cached_property
     def expected_findings(self) -> npt.NDArray[np.float64]:
@@ -115,15 +120,16 @@ class RankingIndex:
 
 
 def _propagate(
-    closure: tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]],
+    starts: npt.NDArray[np.int64],
+    nodes: npt.NDArray[np.int32],
     rows: npt.NDArray[np.integer],
-    terms: npt.NDArray[np.int32],
-    frequencies: npt.NDArray[np.float32],
+    annotations: Annotations,
     num_nodes: int,
     num_diseases: int,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Carries every annotation to its ancestors and joins those that meet there by noisy or: CSR by ancestor."""
-    starts, nodes = closure
+    """Carries every annotation to its ancestors and joins those that meet there by noisy or: CSR by
+    ancestor."""
+    terms = annotations.terms
     lengths = starts[terms + 1] - starts[terms]
     within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     ancestors = nodes[np.repeat(starts[terms], lengths) + within].astype(np.int64)
@@ -131,7 +137,7 @@ def _propagate(
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
     first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
-    absent = np.log1p(-np.minimum(frequencies, MAX_FREQUENCY).astype(np.float64))
+    absent = np.log1p(-np.minimum(annotations.frequencies, MAX_FREQUENCY).astype(np.float64))
     joined = 1 - np.exp(np.add.reduceat(np.repeat(absent, lengths)[order], first))
     holders, holder_rows = np.divmod(keys[first], num_diseases)
     holder_starts = np.searchsorted(holders, np.arange(num_nodes + 1))

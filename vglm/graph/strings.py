@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,8 @@ class StringTable:
     __slots__ = ("data", "offsets")
 
     def __init__(self, data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) -> None:
-        """Takes the arrays as they are; raises GraphError if the offsets do not lie in order inside the data."""
+        """Takes the arrays as they are; raises GraphError if the offsets do not lie in order inside the
+        data."""
         if (
             len(offsets) == 0
             or offsets[0] != 0
@@ -51,7 +53,7 @@ class StringTable:
 
     def __iter__(self) -> Iterator[str]:
         data, ends = self.data.tobytes(), self.offsets.tolist()
-        for start, end in zip(ends, ends[1:], strict=False):
+        for start, end in pairwise(ends):
             yield data[start:end].decode("utf-8")
 
     def take(self, indices: npt.NDArray[np.integer]) -> StringTable:
