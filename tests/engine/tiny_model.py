@@ -1,7 +1,7 @@
 """A small real transformer in numpy with a paged KV cache, as the engine's executor in tests.
 
-It reads exactly the pages and valid counts that a step gives it. Memory that was never written, or was given back, is
-NaN, so a wrong page table does not go unnoticed.
+It reads exactly the pages and valid counts that a step gives it. Memory that was never written, or was given
+back, is NaN, so a wrong page table does not go unnoticed.
 """
 
 from __future__ import annotations
@@ -158,5 +158,5 @@ def sample(batch: StepBatch, r: int, logits: np.ndarray) -> int:
     logits -= rows.presence_penalty[r] * (output > 0) + rows.frequency_penalty[r] * output
     if rows.temperature[r] < 1e-5:
         return int(logits.argmax())
-    random = np.random.Generator(np.random.Philox(key=[int(rows.seed[r]), int(rows.index[r])]))
+    random = np.random.Generator(np.random.Philox(key=np.array([rows.seed[r], rows.index[r]], np.uint64)))
     return int((logits / rows.temperature[r] + random.gumbel(size=VOCAB)).argmax())

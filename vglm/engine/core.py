@@ -17,7 +17,7 @@ from vglm.engine.request import PromptEmbeds, Request, RequestKind, Sequence, St
 from vglm.engine.results import take_over
 from vglm.engine.scheduler import Scheduled, Scheduler, SchedulerConfig
 from vglm.engine.span_cache import Span, SpanCache, SpanKeys
-from vglm.engine.step import Executor, StepBatch, StepBuilder, StepResult
+from vglm.engine.step import Executor, RowKind, StepBatch, StepBuilder, StepResult
 from vglm.errors import ConfigError, RequestError
 
 
@@ -106,14 +106,16 @@ class EngineCore:
             first_position,
             on_token,
         )
-        check_request(request, self.config, self.pool)
-        make_sequences(request, self.config, self._random)
+        check_request(request, self.config, self.cache)
+        self._changing = True
+        make_sequences(request, self.config, self.cache, self._random)
         self._num_arrivals += 1
         request.arrival_time = time.perf_counter()
         for sequence in request.sequences:
             self.blocks.hold_context(sequence)
         self.requests[request_id] = request
         self.scheduler.add(request.sequences[0])
+        self._changing = False
         return request
 
     def abort(self, request_id: str) -> bool:
@@ -154,7 +156,10 @@ class EngineCore:
             return updated + self._fail(scheduled, f"the model step failed: {_describe(error)}")
         executed = time.perf_counter()
         self._changing = True
-        updated += take_over(self, scheduled, batch, result, started, executed)
+        try:
+            updated += take_over(self, scheduled, batch, result, started, executed)
+        except Exception as error:
+            return self._reset(f"taking over a step's results failed: {_describe(error)}")
         self._changing = False
         metrics = self.metrics
         metrics.num_steps += 1
@@ -196,10 +201,12 @@ class EngineCore:
             counts[reason] = counts.get(reason, 0) + 1
 
     def _end(self, request: Request, reason: str, error: str | None = None) -> None:
+        was_changing, self._changing = self._changing, True
         request.error = error
         for sequence in request.sequences:
             if sequence.status is not Status.FINISHED:
                 self.end_sequence(sequence, reason)
+        self._changing = was_changing
 
     def fail_request(self, request: Request, error: str) -> None:
         """End a request with an error."""
@@ -233,11 +240,14 @@ class EngineCore:
 
     def compact(self) -> int:
         """Move live blocks together, give the memory above them back; returns the number of blocks moved."""
+        self._recover_if_interrupted()
+        self._changing = True
         moves = self.pool.compact()
         self.cache.remap(moves)
         for request in self.requests.values():
             for sequence in request.sequences:
                 sequence.pages.remap(moves)
+        self._changing = False
         return len(moves)
 
     def stats(self) -> EngineStats:
@@ -272,9 +282,17 @@ class EngineCore:
 
 
 def _check_result(batch: StepBatch, result: StepResult) -> None:
-    wanted = len(batch.output_rows)
+    """What the executor gave must answer what the step asked: later there is no way back."""
+    rows = batch.sample_rows
+    wanted = len(rows)
     if len(result.token_ids) != wanted or len(result.logprobs) != wanted:
         raise ValueError(f"the executor answered {len(result.token_ids)} of {wanted} output rows")
+    num_top = max(rows.num_logprobs.tolist(), default=0)
+    for values in (result.top_ids, result.top_logprobs) if num_top > 0 else ():
+        if values is None or values.shape[0] != wanted or values.shape[1] < num_top:
+            raise ValueError(f"the executor gave fewer than {num_top} best tokens")
+    if (rows.kind == RowKind.HIDDEN).any() and (result.hidden is None or len(result.hidden) != wanted):
+        raise ValueError("the executor gave no hidden states")
 
 
 def _describe(error: Exception) -> str:

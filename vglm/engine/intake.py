@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vglm.engine.block_pool import BlockPool
 from vglm.engine.request import Request, RequestKind, Sequence, Status
+from vglm.engine.span_cache import SpanCache
 from vglm.errors import RequestError
 
 if TYPE_CHECKING:
     from vglm.engine.core import EngineConfig
 
 
-def check_request(request: Request, config: EngineConfig, pool: BlockPool) -> None:
+def check_request(request: Request, config: EngineConfig, cache: SpanCache) -> None:
     """Raises RequestError when the request is malformed or could never run."""
+    if request.first_position < 0:
+        raise RequestError(f"first_position is {request.first_position}; it must not be negative")
     _check_tokens("prompt", request.prompt_token_ids, config.vocab_size)
     if request.kind is RequestKind.SCORE:
         _check_tokens("continuation", request.target_token_ids, config.vocab_size)
@@ -30,16 +32,16 @@ def check_request(request: Request, config: EngineConfig, pool: BlockPool) -> No
     if request.params.n > 1 and request.kind is not RequestKind.GENERATE:
         raise RequestError(f"n={request.params.n} makes no sense for a {request.kind.value} request")
     _check_embeds(request, config)
-    _check_length(request, config, pool)
+    _check_length(request, config, cache)
 
 
 def _check_tokens(what: str, tokens: list[int], vocab_size: int) -> None:
     if not tokens:
         raise RequestError(f"the {what} is empty; give at least one token")
-    try:
-        lowest, highest = min(tokens), max(tokens)
-    except TypeError:
-        raise RequestError(f"the {what} must be a list of token ids") from None
+    array = np.asarray(tokens)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise RequestError(f"the {what} must be a list of whole numbers, the token ids")
+    lowest, highest = int(array.min()), int(array.max())
     if lowest < 0 or highest >= vocab_size:
         wrong = lowest if lowest < 0 else highest
         raise RequestError(f"the {what} has token id {wrong}; the vocabulary has ids 0 to {vocab_size - 1}")
@@ -64,35 +66,45 @@ def _check_embeds(request: Request, config: EngineConfig) -> None:
         )
     if not np.isfinite(rows).all():
         raise RequestError("prompt embeddings must be finite numbers")
-    if request.num_prompt_logprobs >= 0 or request.params.prompt_logprobs is not None:
+    if request.params.prompt_logprobs is not None:
         raise RequestError("prompt_logprobs cannot be given for a prompt with embeddings in place of tokens")
 
 
-def _check_length(request: Request, config: EngineConfig, pool: BlockPool) -> None:
-    num_tokens = len(request.prompt_token_ids) + max(0, len(request.target_token_ids) - 1)
+def _check_length(request: Request, config: EngineConfig, cache: SpanCache) -> None:
+    num_prompt = len(request.prompt_token_ids)
+    num_tokens = num_prompt + max(0, len(request.target_token_ids) - 1)
     wanted = num_tokens + (request.kind is RequestKind.GENERATE)
-    if wanted > config.max_model_len:
+    if request.first_position + wanted > config.max_model_len:
+        start = f" from position {request.first_position}" if request.first_position else ""
         raise RequestError(
-            f"the request needs {wanted} tokens (prompt of {len(request.prompt_token_ids)}), but "
-            f"max_model_len is {config.max_model_len}; shorten it or raise max_model_len"
+            f"the request needs {wanted} tokens{start} (prompt of {num_prompt}), but max_model_len is "
+            f"{config.max_model_len}; shorten it or raise max_model_len"
         )
+    if any(cache.get(span.key) is not span for span in request.context):
+        raise RequestError("a span of the context is no longer in the cache; hold spans until they are used")
+    room = _room(request, cache)
+    if wanted > room:
+        raise RequestError(
+            f"the request needs {wanted} tokens, but its context leaves room for {room} in the KV cache; "
+            "raise kv_cache_memory"
+        )
+
+
+def _room(request: Request, cache: SpanCache) -> int:
+    """Tokens of its own that a sequence of the request can have when it is alone in the KV cache."""
     context = sum(len(span.blocks) for span in request.context)
-    longest = min(config.max_model_len, num_tokens + (request.params.max_tokens or config.max_model_len))
-    if context + pool.blocks_for(longest) > pool.num_blocks:
-        raise RequestError(
-            f"the request needs {context} blocks for its context and up to {pool.blocks_for(longest)} "
-            f"of its own, but the KV cache has {pool.num_blocks}; lower max_tokens or raise kv_cache_memory"
-        )
+    return (cache.pool.num_blocks - context) * cache.pool.block_size
 
 
-def make_sequences(request: Request, config: EngineConfig, random: Random) -> None:
+def make_sequences(request: Request, config: EngineConfig, cache: SpanCache, random: Random) -> None:
     """Resolve the request's parameters and make its n sequences; sequence 0 computes the prompt for all."""
     params = request.params
     request.stop_ids = params.stop_ids | (
         frozenset() if params.ignore_eos else frozenset(config.eos_token_ids)
     )
     num_prompt = len(request.prompt_token_ids)
-    request.max_tokens = min(params.max_tokens or config.max_model_len, config.max_model_len - num_prompt)
+    longest = min(config.max_model_len - request.first_position, _room(request, cache))
+    request.max_tokens = min(params.max_tokens or longest, longest - num_prompt)
     request.num_logprobs = _or_none(params.num_logprobs(config.vocab_size))
     request.num_prompt_logprobs = _or_none(params.num_prompt_logprobs(config.vocab_size))
     if request.kind is RequestKind.SCORE:

@@ -15,6 +15,8 @@ from vglm.engine.step import RowKind, Segment, StepBatch, StepResult
 if TYPE_CHECKING:
     from vglm.engine.core import EngineCore
 
+ALL_BANNED = -2  # kTokenAllBanned of native/sampler.hpp; -1 means that the logits are not finite
+
 
 def take_over(
     engine: EngineCore, scheduled: Scheduled, batch: StepBatch, result: StepResult, started: float, now: float
@@ -29,12 +31,15 @@ def take_over(
             scheduler.fork(sequence)
     updated: dict[str, Request] = {}
     token_ids = result.token_ids.tolist()
+    smallest = min(token_ids, default=0)
     for segment in batch.sample_rows.segments:
         sequence = segment.sequence
         if sequence.status is Status.FINISHED:
             continue  # its request failed in this very step
         updated[sequence.request.request_id] = sequence.request
-        if segment.kind is RowKind.SAMPLE:
+        if smallest < 0 and (code := _failure(segment, token_ids)) < 0:
+            engine.fail_request(sequence.request, _no_token(code))
+        elif segment.kind is RowKind.SAMPLE:
             metrics.generation_tokens += 1
             if sequence.request.num_logprobs >= 0:
                 logprobs = _token_logprobs(result, segment.first_row, sequence.request.num_logprobs)
@@ -89,6 +94,20 @@ def _accept_token(engine: EngineCore, sequence: Sequence, token: int, now: float
     return None
 
 
+def _failure(segment: Segment, token_ids: list[int]) -> int:
+    """The sampler's error code in a segment that wants tokens; 0 when there is none."""
+    if segment.kind is RowKind.HIDDEN:
+        return 0
+    return min(0, *token_ids[segment.first_row : segment.first_row + segment.num_rows])
+
+
+def _no_token(code: int) -> str:
+    """What the sampler's negative results mean (native/sampler.hpp)."""
+    if code == ALL_BANNED:
+        return "every token is banned: look at logit_bias, min_tokens and the stop tokens"
+    return "the model's logits are not finite: look at the prompt embeddings and the model's weights"
+
+
 def _token_logprobs(result: StepResult, row: int, num_top: int) -> TokenLogprobs:
     rank = None if result.ranks is None else int(result.ranks[row])
     top_ids: tuple[int, ...] = ()
@@ -102,9 +121,7 @@ def _token_logprobs(result: StepResult, row: int, num_top: int) -> TokenLogprobs
 def _take_prompt_rows(segment: Segment, result: StepResult) -> None:
     sequence, first, num_rows, kind = segment
     request = sequence.request
-    if kind is RowKind.HIDDEN:
-        if result.hidden is None:
-            raise ValueError("the executor gave no hidden states")
+    if kind is RowKind.HIDDEN and result.hidden is not None:
         rows = result.hidden[first : first + num_rows].sum(axis=0, dtype=np.float64)
         request.pooled = rows if request.pooled is None else request.pooled + rows
         return

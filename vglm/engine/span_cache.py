@@ -114,7 +114,12 @@ class SpanCache:
         self.stats.hits += hits
 
     def acquire(self, span: Span) -> None:
-        """Add a user to a cached span; a span that was idle acquires its parents too."""
+        """Add a user to a cached span; a span that was idle acquires its parents too.
+
+        Raises ValueError when the span is not (or no longer) cached.
+        """
+        if self._spans.get(span.key) is not span:
+            raise ValueError("the span is not in the cache")
         stack = [span]
         while stack:
             span = stack.pop()
@@ -125,7 +130,12 @@ class SpanCache:
                 stack.extend(span.parents)
 
     def release(self, span: Span) -> None:
-        """Remove a user; a span without users becomes idle (evictable) and releases its parents."""
+        """Remove a user; a span without users becomes idle (evictable) and releases its parents.
+
+        A span that `reset` has forgotten is passed over.
+        """
+        if self._spans.get(span.key) is not span:
+            return
         stack = [span]
         while stack:
             span = stack.pop()
@@ -157,9 +167,8 @@ class SpanCache:
             for block, _ in blocks:
                 self.pool.release(block)
             return known
-        for parent in parents:
-            if self._spans.get(parent.key) is not parent:
-                raise ValueError("a span's parents must be in the cache before it")
+        if any(self._spans.get(parent.key) is not parent for parent in parents):
+            raise ValueError("a span's parents must be in the cache before it")
         num_tokens = sum(valid for _, valid in blocks)
         span = Span(key, tuple(blocks), num_tokens, first_position, tuple(parents), refs=1)
         for block, valid in blocks:

@@ -12,8 +12,6 @@ from vglm.engine.block_pool import BlockPool
 from vglm.engine.core import EngineConfig, EngineCore
 from vglm.engine.request import Request
 
-EOS = 0
-
 
 def make_engine(
     num_blocks: int = 64,
