@@ -12,10 +12,11 @@
 namespace nb = nanobind;
 using namespace nb::literals;
 
+namespace vglm {
+
 void bind_kernels(nb::module_& m);
 void bind_sampler(nb::module_& m);
 
-namespace vglm {
 namespace {
 
 using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;

@@ -261,6 +261,7 @@ void Pass::rope_and_store(int layer, const Block& b, int row0, int row1) {
     for (int h = 0; h < spec_.heads; h++, head += d) {
       if (l.q_norm) k_.rmsnorm(head, spec_.norm_dim, l.q_norm, spec_.eps);
       k_.rope(head, cos, sin, spec_.rotary_dim);
+      if (layout.int8) k_.rotate(head, d);  // q.k is the same, and no channel of k takes int8's range for itself
     }
     k_.f32_to_bf16(head - (int64_t)spec_.heads * d, q(row, 0), spec_.heads * d);
 
@@ -272,6 +273,7 @@ void Pass::rope_and_store(int layer, const Block& b, int row0, int row1) {
     for (int h = 0; h < spec_.kv_heads; h++, head += d) {
       if (l.k_norm) k_.rmsnorm(head, spec_.norm_dim, l.k_norm, spec_.eps);
       k_.rope(head, cos, sin, spec_.rotary_dim);
+      if (layout.int8) k_.rotate(head, d);
       k_.store_kv(kv_.head(tile.block, layer, h) + tile.tile * layout.tile_bytes(), slot - tile.begin, head,
                   head + (int64_t)spec_.kv_heads * d, d, layout.int8);
     }

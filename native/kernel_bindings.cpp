@@ -95,7 +95,7 @@ void activations(const std::string& isa, const std::string& type, Matrix x, std:
   const Kernels& kernel = kernels(isa);
   const WeightType t = type == "int8" ? WeightType::int8 : type == "int4" ? WeightType::int4 : WeightType::bf16;
   const int rows = (int)x.shape(0), k = (int)x.shape(1);
-  if (k % kDepth || k > 16384 || (int64_t)out.shape(0) != rows || (int64_t)out.shape(1) != k || (norm && (int64_t)norm->shape(0) < k))
+  if (k % kDepth || k > 32768 || (int64_t)out.shape(0) != rows || (int64_t)out.shape(1) != k || (norm && (int64_t)norm->shape(0) < k))
     throw std::invalid_argument("activations: shapes do not fit");
   ActivationBuffer buffer;
   Activations a = buffer.reserve(t, rows, k);
@@ -169,12 +169,12 @@ double attention(const std::string& isa, Matrix q, Matrix k, Matrix v, Ints limi
 }
 
 }  // namespace
-}  // namespace vglm
 
 void bind_kernels(nb::module_& m) {
-  using namespace vglm;
   m.def("matmul", &matmul, "isa"_a, "type"_a, "n"_a, "k"_a, "data"_a, "scale"_a.none(), "bias"_a.none(), "x"_a, "out"_a,
         "store"_a = "f32", "threads"_a = 1, "repeats"_a = 1);
   m.def("activations", &activations, "isa"_a, "type"_a, "x"_a, "norm"_a.none(), "eps"_a, "out"_a);
   m.def("attention", &attention, "isa"_a, "q"_a, "k"_a, "v"_a, "limit"_a, "scale"_a, "int8"_a, "out"_a, "repeats"_a = 1);
 }
+
+}  // namespace vglm

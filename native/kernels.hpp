@@ -3,7 +3,8 @@
 // Weights are packed in groups of 16 output columns (`kGroup`); a group holds, for all K in turn, the bytes that one vector
 // register or one row of a matrix tile wants:
 //     bf16   [n/16][k/2][16][2]                    a tile of 32 k x 16 columns is 1 KiB in a row
-//     int8   [n/16][k/4][16][4], stored as q + 128 a tile of 64 k x 16 columns is 1 KiB in a row
+//     int8   [n/16][k/4][16][4], stored as q + 128 a tile of 64 k x 16 columns is 1 KiB in a row; rotated along k by a
+//                                                  Hadamard transform of every 64, as the activations are
 //     int4   [n/16][k/32]{ 4 x 64 bytes: the low nibbles are k 4j..4j+3 of 16 columns, the high ones k 16+4j..;
 //                          16 scales, 16 minima in f16 }            w = scale * q + minimum
 // n is padded to kColumns and k to kDepth with zeros. One layout serves every instruction set, so one file on disk does too.
@@ -37,7 +38,7 @@ struct Linear {
 struct Activations {
   int32_t k = 0;
   uint16_t* bf16 = nullptr;        // [rows][k]
-  int8_t* int8 = nullptr;          // [rows][k], symmetric
+  int8_t* int8 = nullptr;          // [rows][k], symmetric; for int8 weights after a Hadamard transform of every 64
   float* scale = nullptr;          // int8 weights: [rows];  int4 weights: [rows][k/32]
   int32_t* sum = nullptr;          // int8 weights: [rows] sum of the row's int8
   float* group_sum = nullptr;      // int4 weights: [rows][k/32] scale * sum of the group's int8
@@ -96,6 +97,8 @@ struct Kernels {
   void (*rmsnorm)(float* x, int width, const float* weight, float eps);
   // Rotary embedding of one head in place, half-split pairs (i, i + rotary/2).
   void (*rope)(float* head, const float* cos, const float* sin, int rotary_dim);
+  // Orthonormal Hadamard transform in place, of every 64 elements (every 16 where head_dim is not a multiple of 64).
+  void (*rotate)(float* head, int head_dim);
   void (*f32_to_bf16)(const float* x, uint16_t* y, int n);
   void (*bf16_to_f32)(const uint16_t* x, float* y, int n);
   // Writes one token's K and V into slot `slot` of a tile.

@@ -21,10 +21,10 @@ void check(const ModelSpec& s, const Weights& w) {
   require(s.rotary_dim >= 0 && s.rotary_dim % 2 == 0 && s.rotary_dim <= s.head_dim, "rotary_dim must be even and within head_dim");
   require(s.hidden >= 1 && s.vocab >= 1 && s.max_position >= 1, "sizes must be positive");
   const int stride = w.layers[0].qkv.k, q = s.heads * s.head_dim;
-  require(stride >= s.hidden && stride <= 16384, "hidden size over 16384");
+  require(stride >= s.hidden && stride <= 32768, "hidden size over 32768");
   for (const Layer& l : w.layers) {
     require(l.qkv.k == stride && l.gate_up.k == stride && l.o.n == stride && l.down.n == stride, "layers of unequal hidden size");
-    require(l.qkv.n >= q + 2 * s.kv_heads * s.head_dim && l.o.k >= q && l.o.k == w.layers[0].o.k, "attention projections are too small");
+    require(l.qkv.n >= q + 2 * s.kv_heads * s.head_dim && l.o.k >= q && l.o.k <= 32768 && l.o.k == w.layers[0].o.k, "attention projections are too small");
     require(l.gate_up.n == 2 * l.down.k && l.down.k <= 32768, "gate_up and down do not fit together, or are wider than 32768");
     require(!l.q_norm == !l.k_norm, "one of q_norm and k_norm is missing");
   }

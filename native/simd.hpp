@@ -42,6 +42,17 @@ static VGLM_INLINE f32x16 first_lanes(f32x16 a, int n, float other) {  // lanes 
   return {_mm512_mask_mov_ps(_mm512_set1_ps(other), (__mmask16)(n >= 16 ? 0xffff : n <= 0 ? 0 : (1u << n) - 1), a.v)};
 }
 
+// Hadamard transform of the 16 lanes, not normalised.
+static VGLM_INLINE f32x16 hadamard16(f32x16 x) {
+  const __m512 minus = _mm512_set1_ps(-1.f), plus = _mm512_set1_ps(1.f);
+  __m512 v = x.v;
+  v = _mm512_fmadd_ps(v, _mm512_mask_mov_ps(plus, 0xaaaa, minus), _mm512_permute_ps(v, 0xb1));
+  v = _mm512_fmadd_ps(v, _mm512_mask_mov_ps(plus, 0xcccc, minus), _mm512_permute_ps(v, 0x4e));
+  v = _mm512_fmadd_ps(v, _mm512_mask_mov_ps(plus, 0xf0f0, minus), _mm512_shuffle_f32x4(v, v, 0xb1));
+  v = _mm512_fmadd_ps(v, _mm512_mask_mov_ps(plus, 0xff00, minus), _mm512_shuffle_f32x4(v, v, 0x4e));
+  return {v};
+}
+
 static VGLM_INLINE i32x16 zero_i32() { return {_mm512_setzero_si512()}; }
 static VGLM_INLINE i32x16 load_i32(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
 static VGLM_INLINE i32x16 operator+(i32x16 a, i32x16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
@@ -161,6 +172,16 @@ static VGLM_INLINE f32x16 first_lanes(f32x16 x, int n, float other) {
   __m256 ma = _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane));
   __m256 mb = _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(n - 8), lane));
   return {_mm256_blendv_ps(o, x.a, ma), _mm256_blendv_ps(o, x.b, mb)};
+}
+
+static VGLM_INLINE __m256 hadamard8(__m256 v) {
+  v = _mm256_fmadd_ps(v, _mm256_setr_ps(1, -1, 1, -1, 1, -1, 1, -1), _mm256_permute_ps(v, 0xb1));
+  v = _mm256_fmadd_ps(v, _mm256_setr_ps(1, 1, -1, -1, 1, 1, -1, -1), _mm256_permute_ps(v, 0x4e));
+  return _mm256_fmadd_ps(v, _mm256_setr_ps(1, 1, 1, 1, -1, -1, -1, -1), _mm256_permute2f128_ps(v, v, 1));
+}
+static VGLM_INLINE f32x16 hadamard16(f32x16 x) {
+  __m256 a = hadamard8(x.a), b = hadamard8(x.b);
+  return {_mm256_add_ps(a, b), _mm256_sub_ps(a, b)};
 }
 
 static VGLM_INLINE i32x16 zero_i32() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
@@ -309,6 +330,18 @@ static VGLM_INLINE f32x16 first_lanes(f32x16 a, int n, float other) {
   for (int i = n < 0 ? 0 : n; i < 16; i++) a.v[i / 4][i % 4] = other;
   return a;
 }
+static VGLM_INLINE f32x16 hadamard16(f32x16 x) {
+  float f[16];
+  memcpy(f, &x, 64);
+  for (int step = 1; step < 16; step *= 2)
+    for (int i = 0; i < 16; i++)
+      if (!(i & step)) {
+        float a = f[i], b = f[i + step];
+        f[i] = a + b;
+        f[i + step] = a - b;
+      }
+  return load(f);
+}
 static VGLM_INLINE i32x16 zero_i32() { i32x16 r; memset(&r, 0, 64); return r; }
 static VGLM_INLINE i32x16 load_i32(const int32_t* p) { i32x16 r; memcpy(&r, p, 64); return r; }
 static VGLM_INLINE i32x16 operator+(i32x16 a, i32x16 b) { VGLM_EACH4 a.v[i] += b.v[i]; return a; }
@@ -403,6 +436,16 @@ constexpr int kWeightOffset = 128;
 #endif
 
 static VGLM_INLINE f32x16 zero_f32() { return set1(0.f); }
+
+// Hadamard transform of 64 floats, not normalised (H * H = 64).
+static VGLM_INLINE void hadamard64(const float* x, f32x16 y[4]) {
+  f32x16 a = hadamard16(load(x)), b = hadamard16(load(x + 16)), c = hadamard16(load(x + 32)), d = hadamard16(load(x + 48));
+  f32x16 ab = a + b, cd = c + d, a_b = a - b, c_d = c - d;
+  y[0] = ab + cd;
+  y[1] = a_b + c_d;
+  y[2] = ab - cd;
+  y[3] = a_b - c_d;
+}
 
 // e^x to 2 ulp for x <= 88; Cephes' polynomial after range reduction by ln 2; 0 below -87.
 static VGLM_INLINE f32x16 exp(f32x16 x) {

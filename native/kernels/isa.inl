@@ -16,7 +16,7 @@ namespace vglm::VGLM_ISA_NAMESPACE {
 
 extern const Kernels table;
 const Kernels table = {VGLM_ISA_NAME, matmul,  normalize, convert_f32,     convert_bf16, add_normalized,
-                       rmsnorm,       rope,    f32_to_bf16, bf16_to_f32_row, store_kv,     attend,
-                       merge,         divide};
+                       rmsnorm,       rope,    rotate,    f32_to_bf16,     bf16_to_f32_row, store_kv,
+                       attend,        merge,   divide};
 
 }  // namespace

@@ -14,6 +14,31 @@ static VGLM_INLINE int32_t sum_i8(const int8_t* p, int k) {
   return s;
 }
 
+constexpr int kMaxWidth = 32768;  // rows wider than this are refused when the model is made
+
+// A few channels of a transformer's activations are a hundred times as large as the rest, and would take the whole range of
+// int8. A Hadamard transform of every 64 spreads them evenly; the weights carry its inverse (QuaRot, arXiv:2404.00456).
+static void put_rotated_int8(const float* x, Activations& a, int row) {
+  const int k = a.k;
+  int8_t* out = a.int8 + (int64_t)row * k;
+  alignas(64) float y[kMaxWidth];
+  f32x16 largest = zero_f32();
+  for (int i = 0; i < k; i += 64) {
+    f32x16 h[4];
+    hadamard64(x + i, h);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+      store(y + i + 16 * j, h[j]);
+      largest = max(largest, abs(h[j]));
+    }
+  }
+  const float m = reduce_max(largest);
+  const f32x16 inverse = set1(m > 0.f ? 127.f / m : 0.f);
+  for (int i = 0; i < k; i += 16) store_i8(out + i, load(y + i) * inverse);
+  a.scale[row] = m / (127.f * 8.f);
+  a.sum[row] = sum_i8(out, k);
+}
+
 // One row of k floats (k a multiple of 64) into the form that weights of `type` read.
 static void put_activations(const float* x, WeightType type, Activations& a, int row) {
   const int k = a.k;
@@ -23,14 +48,7 @@ static void put_activations(const float* x, WeightType type, Activations& a, int
     return;
   }
   int8_t* out = a.int8 + (int64_t)row * k;
-  if (type == WeightType::int8) {
-    float m = row_absmax(x, k);
-    f32x16 inverse = set1(m > 0.f ? 127.f / m : 0.f);
-    for (int i = 0; i < k; i += 16) store_i8(out + i, load(x + i) * inverse);
-    a.scale[row] = m / 127.f;
-    a.sum[row] = sum_i8(out, k);
-    return;
-  }
+  if (type == WeightType::int8) return put_rotated_int8(x, a, row);
   for (int b = 0; b < k / 32; b++) {
     f32x16 u = load(x + 32 * b), v = load(x + 32 * b + 16);
     float m = reduce_max(max(abs(u), abs(v)));
@@ -56,8 +74,6 @@ static VGLM_INLINE float inverse_rms(const float* x, int width, float eps) {
   return 1.f / __builtin_sqrtf(s / (float)width + eps);
 }
 
-constexpr int kMaxWidth = 16384;  // rows wider than this are refused when the model is made
-
 static void normalize(const float* x, int64_t stride, int width, const float* weight, float eps, WeightType type,
                       Activations& a, int row0, int row1) {
   alignas(64) float y[kMaxWidth];
@@ -77,7 +93,7 @@ static void convert_f32(const float* x, int64_t stride, WeightType type, Activat
 }
 
 static void convert_bf16(const uint16_t* x, int64_t stride, WeightType type, Activations& a, int row0, int row1) {
-  alignas(64) float y[kMaxWidth * 2];
+  alignas(64) float y[kMaxWidth];
   for (int row = row0; row < row1; row++) {
     const uint16_t* p = x + row * stride;
     if (type == WeightType::bf16) {
@@ -114,6 +130,18 @@ static void rope(float* head, const float* cos, const float* sin, int rotary_dim
     float u = head[i], v = head[half + i];
     head[i] = u * cos[i] - v * sin[i];
     head[half + i] = v * cos[i] + u * sin[i];
+  }
+}
+
+static void rotate(float* head, int head_dim) {
+  if (head_dim % 64) {
+    for (int i = 0; i < head_dim; i += 16) store(head + i, hadamard16(load(head + i)) * set1(0.25f));
+    return;
+  }
+  for (int i = 0; i < head_dim; i += 64) {
+    f32x16 h[4];
+    hadamard64(head + i, h);
+    for (int j = 0; j < 4; j++) store(head + i + 16 * j, h[j] * set1(0.125f));
   }
 }
 

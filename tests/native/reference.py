@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vglm.model.layout import from_bf16, to_bf16
+from vglm.model.layout import from_bf16, rotate, to_bf16
 
 
 def round_bf16(x):
@@ -18,6 +18,13 @@ def quantise_rows(x, group=None):
     largest = np.abs(blocks).max(axis=2, keepdims=True)
     inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
     return (np.rint(blocks * inverse) * (largest / np.float32(127))).reshape(rows, k)
+
+
+def activations(kind, x):
+    """What a row of activations is worth to weights of this kind."""
+    if kind == "bf16":
+        return round_bf16(x)
+    return quantise_rows(x, 32) if kind == "int4" else quantise_rows(rotate(x))
 
 
 def rmsnorm(x, weight, eps):

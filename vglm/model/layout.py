@@ -80,6 +80,21 @@ def pack_bf16(weight: FloatArray, bias: FloatArray | None = None) -> PackedLinea
     return PackedLinear("bf16", n, k, _interleave(to_bf16(matrix), 2), None, pad_vector(bias, n))
 
 
+def hadamard(size: int = 64) -> FloatArray:
+    """The orthonormal Hadamard matrix (its own inverse), in the order of the fast transform; size a power of 2."""
+    matrix = np.ones((1, 1), np.float32)
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return (matrix / np.float32(size**0.5)).astype(np.float32)
+
+
+def rotate(weight: FloatArray) -> FloatArray:
+    """Rotate every 64 inputs of a matrix, as the kernels rotate int8 activations (QuaRot, arXiv:2404.00456)."""
+    matrix = pad_matrix(weight)[: len(weight)]
+    blocks = matrix.reshape(len(matrix), -1, DEPTH) @ hadamard(DEPTH)
+    return blocks.reshape(matrix.shape)
+
+
 def quantise_int8(weight: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArray]:
     """Symmetric int8 per output channel: weight ~ q * scale[:, None], |q| <= 127."""
     scale = (np.abs(weight).max(axis=1) / np.float32(127)).astype(np.float32)

@@ -1,0 +1,210 @@
+"""From a checkpoint's tensors to the weights that the native core reads.
+
+Three dtypes: `bf16`; `int8`, with activations in int8 too, both rotated by a Hadamard transform of every 64 inputs; `int4`,
+the file's own 4-bit blocks where it has them, with activations in int8 per group of 32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from vglm.errors import ModelError
+from vglm.model import layout
+from vglm.model.checkpoint import Checkpoint, Q4Blocks
+from vglm.model.config import ModelConfig
+from vglm.model.layout import FloatArray, PackedLinear, padded
+
+Shard = Literal["column", "row"]
+Array = np.ndarray[Any, np.dtype[Any]]
+DTYPES = ("bf16", "int8", "int4")
+HEAD_MULTIPLE = 16  # the kernels work on heads of a multiple of 16
+
+
+@dataclass(frozen=True, slots=True)
+class LinearSpec:
+    """One matrix of the engine: which canonical tensors it is made of, and how tensor-parallel ranks share it.
+
+    `column`: each rank has some of the outputs (whole heads, or whole gate/up pairs); `row`: some of the inputs, and the
+    ranks' results are added up.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    shard: Shard
+
+
+def layer_specs(index: int) -> tuple[LinearSpec, ...]:
+    """The four matrices of a transformer layer."""
+    p = f"layers.{index}."
+    return (
+        LinearSpec(p + "qkv", (p + "q_proj", p + "k_proj", p + "v_proj"), "column"),
+        LinearSpec(p + "o", (p + "o_proj",), "row"),
+        LinearSpec(p + "gate_up", (p + "gate_proj", p + "up_proj"), "column"),
+        LinearSpec(p + "down", (p + "down_proj",), "row"),
+    )
+
+
+LM_HEAD = LinearSpec("lm_head", ("lm_head",), "column")
+
+
+def padded_head_dim(config: ModelConfig) -> int:
+    """Head dimension as the KV cache and the kernels have it."""
+    return padded(config.head_dim, HEAD_MULTIPLE)
+
+
+def native_spec(config: ModelConfig, max_position: int) -> dict[str, int | float]:
+    """The sizes that the native model wants; keys as in native/bindings.cpp."""
+    return {
+        "layers": config.num_layers,
+        "hidden": config.hidden_size,
+        "heads": config.num_heads,
+        "kv_heads": config.num_kv_heads,
+        "head_dim": padded_head_dim(config),
+        "norm_dim": config.head_dim,
+        "vocab": config.vocab_size,
+        "max_position": max_position,
+        "rotary_dim": config.rope.rotary_dim,
+        "eps": config.norm_eps,
+        "attention_scale": config.attn_scale,
+        "residual_scale": config.residual_multiplier,
+        "embedding_scale": config.embedding_multiplier,
+        "logit_scale": config.logit_multiplier,
+    }
+
+
+def rope_tables(config: ModelConfig, max_position: int) -> tuple[FloatArray, FloatArray]:
+    """Cosines and sines, float32 [max_position * rotary_dim / 2] each."""
+    angles = np.arange(max_position, dtype=np.float64)[:, None] * config.rope.inv_freq()
+    factor = config.rope.attention_factor
+    cos, sin = np.cos(angles) * factor, np.sin(angles) * factor
+    return cos.astype(np.float32).reshape(-1), sin.astype(np.float32).reshape(-1)
+
+
+def pack_model(checkpoint: Checkpoint, dtype: str, progress: Callable[[float], None]) -> Iterator[tuple[str, Array]]:
+    """Yield (name, array) for every array of the packed model; `progress` gets the fraction done.
+
+    A matrix `m` gives `m.<type>` (uint8 data) and, where it has them, `m.scale` and `m.bias`; norms are float32, padded;
+    `embedding` is bfloat16 bits [vocab, padded hidden].
+    """
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+    packer = _Packer(checkpoint, dtype)
+    config = checkpoint.config
+    for index in range(config.num_layers):
+        for spec in layer_specs(index):
+            yield from _named(spec.name, packer.pack(spec))
+        yield from packer.norms(f"layers.{index}.")
+        progress((index + 1) / (config.num_layers + 2))
+    yield "final_norm", packer.padded_norm("final_norm")
+    embedding = checkpoint.tensor("embed_tokens")
+    yield "embedding", layout.to_bf16(layout.pad_matrix(embedding)[: len(embedding)])
+    progress((config.num_layers + 1) / (config.num_layers + 2))
+    yield from _named("lm_head", packer.pack_head(embedding))
+    progress(1.0)
+
+
+def _named(name: str, linear: PackedLinear) -> Iterator[tuple[str, Array]]:
+    yield f"{name}.{linear.type}", linear.data
+    if linear.scale is not None:
+        yield f"{name}.scale", linear.scale
+    if linear.bias is not None:
+        yield f"{name}.bias", linear.bias
+
+
+class _Packer:
+    """Builds each matrix: parts stacked, heads padded, gate and up interleaved, quantised, laid out."""
+
+    def __init__(self, checkpoint: Checkpoint, dtype: str) -> None:
+        self.checkpoint, self.dtype, self.config = checkpoint, dtype, checkpoint.config
+        self._names = set(checkpoint.names())
+
+    def pack(self, spec: LinearSpec) -> PackedLinear:
+        """One matrix of a layer."""
+        kind = spec.name.rsplit(".", 1)[1]
+        biases = [self._bias(part) for part in spec.parts]
+        weights = [self.checkpoint.tensor(part) for part in spec.parts] if self.dtype != "int4" else []
+        if self.dtype == "int4":
+            blocks = [self._blocks(part, kind) for part in spec.parts]
+            arranged = [_arrange_rows(kind, list(arrays), self.config) for arrays in zip(*blocks, strict=True)]
+            return layout.pack_int4(arranged[0], arranged[1], arranged[2], self._arranged_bias(kind, biases))
+        weight = _arrange_rows(kind, [self._columns(kind, w) for w in weights], self.config)
+        return self._pack(weight, self._arranged_bias(kind, biases))
+
+    def pack_head(self, embedding: FloatArray) -> PackedLinear:
+        """The output projection; 4 bits are too few for it, so int4 keeps it in int8."""
+        weight = self.checkpoint.tensor("lm_head") if "lm_head" in self._names else embedding
+        return self._pack(weight, None)
+
+    def _pack(self, weight: FloatArray, bias: FloatArray | None) -> PackedLinear:
+        if self.dtype == "bf16":
+            return layout.pack_bf16(weight, bias)
+        quants, scale = layout.quantise_int8(layout.rotate(weight))
+        return layout.pack_int8(quants, scale, bias)
+
+    def norms(self, prefix: str) -> Iterator[tuple[str, Array]]:
+        """The layer's norm weights that exist."""
+        for name in ("attn_norm", "mlp_norm", "attn_post_norm", "mlp_post_norm"):
+            if prefix + name in self._names:
+                yield prefix + name, self.padded_norm(prefix + name)
+        for name in ("q_norm", "k_norm"):
+            if prefix + name in self._names:
+                yield prefix + name, self.checkpoint.tensor(prefix + name)
+
+    def padded_norm(self, name: str) -> FloatArray:
+        """A norm's weight, zeros up to the padded hidden size."""
+        weight = layout.pad_vector(self.checkpoint.tensor(name), padded(self.config.hidden_size))
+        assert weight is not None
+        return weight
+
+    def _bias(self, part: str) -> FloatArray | None:
+        name = part.removesuffix("_proj") + "_bias"
+        return self.checkpoint.tensor(name) if name in self._names else None
+
+    def _arranged_bias(self, kind: str, biases: list[FloatArray | None]) -> FloatArray | None:
+        present = [b[:, None] for b in biases if b is not None]
+        if not present:
+            return None
+        return _arrange_rows(kind, present, self.config)[:, 0]
+
+    def _columns(self, kind: str, weight: FloatArray) -> FloatArray:
+        """Inputs of `o` are heads: pad each to the kernels' head size."""
+        head, wide = self.config.head_dim, padded_head_dim(self.config)
+        if kind != "o" or head == wide:
+            return weight
+        out = np.zeros((len(weight), self.config.num_heads, wide), np.float32)
+        out[:, :, :head] = weight.reshape(len(weight), self.config.num_heads, head)
+        return out.reshape(len(weight), -1)
+
+    def _blocks(self, part: str, kind: str) -> tuple[Array, Array, Array]:
+        blocks: Q4Blocks | None = self.checkpoint.blocks(part)
+        if blocks is not None and (kind != "o" or self.config.head_dim == padded_head_dim(self.config)):
+            return blocks.quants, blocks.scale, blocks.minimum
+        return layout.quantise_int4(self._columns(kind, self.checkpoint.tensor(part)))
+
+
+def _arrange_rows(kind: str, parts: list[Array], config: ModelConfig) -> Array:
+    """Stack the parts' rows: q, k, v with padded heads; gate and up in alternating sixteens."""
+    if kind == "qkv":
+        return np.concatenate([_pad_heads(part, config) for part in parts])
+    if kind == "gate_up":
+        size = padded(len(parts[0]))
+        wide = [np.zeros((size, *part.shape[1:]), part.dtype) for part in parts]
+        for target, part in zip(wide, parts, strict=True):
+            target[: len(part)] = part
+        pairs = np.stack([w.reshape(size // layout.GROUP, layout.GROUP, *w.shape[1:]) for w in wide], axis=1)
+        return pairs.reshape(2 * size, *parts[0].shape[1:])
+    return parts[0]
+
+
+def _pad_heads(part: Array, config: ModelConfig) -> Array:
+    head, wide = config.head_dim, padded_head_dim(config)
+    if head == wide:
+        return part
+    heads = len(part) // head
+    out = np.zeros((heads, wide, *part.shape[1:]), part.dtype)
+    out[:, :head] = part.reshape(heads, head, *part.shape[1:])
+    return out.reshape(heads * wide, *part.shape[1:])
