@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from itertools import islice
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 from vglm.decode.sampling_params import SamplingParams
 from vglm.decode.stop_strings import StopScanner
@@ -188,13 +188,18 @@ class _WindowDecoder:
         return self._tokenizer.decode(self._before + self._pending, skip_special=False)[len(before) :]
 
 
-@lru_cache(maxsize=8)
+_spelling: WeakKeyDictionary[TokenText, bool] = WeakKeyDictionary()
+
+
 def _spells_bytes(tokenizer: TokenText) -> bool:
-    """Whether the tokenizer's decoder only joins the bytes of tokens, tried on tokens from all over."""
-    words = [(i, _as_text(tokenizer.token_bytes(i))) for i in _SAMPLE if i not in tokenizer.special_ids]
-    joined = "".join(word for _, word in words)
-    decoded = tokenizer.decode([i for i, word in words if word], skip_special=False)
-    return decoded.lstrip(" ") == joined.lstrip(" ")
+    """Whether the tokenizer's decoder only joins the bytes of tokens, tried once on tokens from all over."""
+    known = _spelling.get(tokenizer)
+    if known is None:
+        words = [(i, _as_text(tokenizer.token_bytes(i))) for i in _SAMPLE if i not in tokenizer.special_ids]
+        joined = "".join(word for _, word in words)
+        decoded = tokenizer.decode([i for i, word in words if word], skip_special=False)
+        known = _spelling[tokenizer] = decoded.lstrip(" ") == joined.lstrip(" ")
+    return known
 
 
 def _as_text(spelled: bytes) -> str:
