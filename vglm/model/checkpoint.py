@@ -42,6 +42,10 @@ class TensorSource(ABC):
         """Storage format, as in "F32", "BF16", "Q4_1"."""
 
     @abstractmethod
+    def check_readable(self, name: str) -> None:
+        """Raise ModelError when a tensor is stored in a way that `rows` cannot read."""
+
+    @abstractmethod
     def num_bytes(self, name: str) -> int:
         """Bytes that the tensor takes in the file."""
 
@@ -76,6 +80,8 @@ class Checkpoint:
         self._source = source
         self._shapes = canonical_shapes(config)
         self._recipes = NameMap(config, source.shapes(), style, interleaved).recipes()
+        for recipe in self._recipes.values():
+            source.check_readable(recipe.source)
 
     def names(self) -> list[str]:
         """Canonical names of the model's tensors (no lm_head when it is tied to the embeddings)."""

@@ -34,6 +34,13 @@ class GGUFTensors(TensorSource):
     def format(self, name: str) -> str:
         return self._infos[name].format
 
+    def check_readable(self, name: str) -> None:
+        info = self._infos[name]
+        if len(info.shape) == 1 and info.format not in ("F32", "F16", "BF16"):
+            raise ModelError(
+                f"tensor {name!r} is a vector stored as {info.format}; only matrices may be quantised"
+            )
+
     def num_bytes(self, name: str) -> int:
         return self._infos[name].num_bytes
 

@@ -46,14 +46,17 @@ class SafetensorsTensors(TensorSource):
     def format(self, name: str) -> str:
         return self._stored[name].dtype
 
+    def check_readable(self, name: str) -> None:
+        dtype = self._stored[name].dtype
+        if dtype not in _DTYPES:
+            raise ModelError(f"tensor {name!r} is stored as {dtype}; vGLM reads {', '.join(_DTYPES)}")
+
     def num_bytes(self, name: str) -> int:
         tensor = self._stored[name]
         return int(np.prod(tensor.shape, dtype=object)) * _DTYPES[tensor.dtype][1]
 
     def rows(self, name: str, start: int, stop: int) -> Float32:
         tensor = self._stored[name]
-        if tensor.dtype not in _DTYPES:
-            raise ModelError(f"tensor {name!r} is stored as {tensor.dtype}; vGLM reads {', '.join(_DTYPES)}")
         dtype, size = _DTYPES[tensor.dtype]
         row = int(np.prod(tensor.shape[1:], dtype=np.int64))
         offset = tensor.offset + start * row * size
