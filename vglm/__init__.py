@@ -1,0 +1,64 @@
+"""vGLM: inference for graph language models, fast on machines without a GPU."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from vglm.decode.outputs import (
+        CompletionOutput,
+        EmbeddingOutput,
+        Logprob,
+        RequestMetrics,
+        RequestOutput,
+        ScoreOutput,
+    )
+    from vglm.decode.sampling_params import SamplingParams
+    from vglm.errors import ConfigError, GraphError, ModelError, RequestError, VGLMError
+    from vglm.graph.graph import Edge, Graph, Node
+    from vglm.llm import LLM
+
+# Imported on first use: `vglm --help` and the graph tools need no engine.
+_HOME = {
+    "LLM": "vglm.llm",
+    "SamplingParams": "vglm.decode.sampling_params",
+    **dict.fromkeys(
+        ("RequestOutput", "CompletionOutput", "EmbeddingOutput", "ScoreOutput", "Logprob", "RequestMetrics"),
+        "vglm.decode.outputs",
+    ),
+    **dict.fromkeys(("VGLMError", "ModelError", "RequestError", "GraphError", "ConfigError"), "vglm.errors"),
+    **dict.fromkeys(("Graph", "Node", "Edge"), "vglm.graph.graph"),
+}
+
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "ConfigError",
+    "Edge",
+    "EmbeddingOutput",
+    "Graph",
+    "GraphError",
+    "Logprob",
+    "ModelError",
+    "Node",
+    "RequestError",
+    "RequestMetrics",
+    "RequestOutput",
+    "SamplingParams",
+    "ScoreOutput",
+    "VGLMError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'vglm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

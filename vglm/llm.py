@@ -1,0 +1,265 @@
+"""The offline API: load a model, ask it things."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from vglm.assemble import (
+    CompletionChunk,
+    embedding_output,
+    request_output,
+    score_output,
+)
+from vglm.decode.detokenizer import Detokenizer
+from vglm.decode.outputs import EmbeddingOutput, RequestOutput, ScoreOutput
+from vglm.decode.sampling_params import SamplingParams
+from vglm.engine.metrics import EngineStats
+from vglm.engine.request import Request, RequestKind
+from vglm.errors import RequestError, VGLMError
+from vglm.model.chat_template import ChatTemplate
+from vglm.model.tokenizer import Tokenizer
+from vglm.options import EngineOptions, build_engine
+from vglm.prompts import EncodedPrompt, Prompt, encode_prompts, is_single
+
+Message = Mapping[str, Any]
+
+
+class LLM:
+    """A model and its engine.
+
+    Args:
+        model: a known name (`vglm pull --list`), a GGUF file, or a Hugging Face directory with safetensors.
+        options: see `vglm.options.EngineOptions`: dtype, kv_cache_dtype, max_model_len, max_num_seqs,
+            max_num_batched_tokens, kv_cache_memory, block_size, threads, enable_prefix_caching, seed.
+
+    Raises ModelError for a model that cannot be loaded and ConfigError for options that do not fit.
+
+    Example:
+        >>> llm = LLM(model="smollm2-135m-instruct")
+        >>> llm.generate(["The capital of France is"], SamplingParams(max_tokens=8, temperature=0))[0].text
+    """
+
+    def __init__(self, model: str | Path, **options: Any) -> None:
+        from vglm.model.pull import resolve_model
+
+        try:
+            self.options = EngineOptions(**options)
+        except TypeError as error:
+            raise VGLMError(f"LLM: {str(error).replace('EngineOptions.__init__() ', '')}") from None
+        with tqdm(total=100, desc="packing weights", unit="%", disable=None, delay=0.5, leave=False) as bar:
+            progress: Callable[[float], None] = lambda done: bar.update(int(done * 100) - bar.n)  # type: ignore[func-returns-value] # noqa: E731
+            self.engine, packed = build_engine(resolve_model(model), self.options, progress)
+        self.model = str(model)
+        self.config = packed.config
+        self._packed = packed
+        self._lock = threading.RLock()
+        self._ids = itertools.count()
+        self._tokenizer: Tokenizer | None = None
+        self._template: ChatTemplate | None = None
+
+    def __repr__(self) -> str:
+        return f"LLM(model={self.model!r}, dtype={self.options.weight_dtype!r}, kv_cache_dtype={self.options.kv_dtype!r})"
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer.from_json(self._packed.tokenizer_json)
+        return self._tokenizer
+
+    def stats(self) -> EngineStats:
+        """Queues, KV pool and cache, now."""
+        return self.engine.stats()
+
+    # ---- generation ---------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Complete one prompt or many; outputs come in the order of the prompts.
+
+        A prompt is text, token ids, or a mapping (see `vglm.prompts.Prompt`). One SamplingParams serves all prompts, or
+        give one for each. Raises RequestError, before anything runs, when a prompt or parameter cannot be served.
+        """
+        encoded = encode_prompts(prompts, self.tokenizer)
+        params = _one_each(sampling_params or SamplingParams(), len(encoded))
+        detokenizers = [self._detokenizers(e, p, incremental=False) for e, p in zip(encoded, params, strict=True)]
+        hooks = [_stop_hook(d, p) for d, p in zip(detokenizers, params, strict=True)]
+
+        def add(i: int) -> Request:
+            return self._add(encoded[i], params[i], on_token=hooks[i])
+
+        requests = self._run(add, len(encoded), use_tqdm)
+        return [
+            request_output(request, e.text, d, self.tokenizer)
+            for request, e, d in zip(requests, encoded, detokenizers, strict=True)
+        ]
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        **template_variables: Any,
+    ) -> list[RequestOutput]:
+        """Answer one conversation or many: lists of {"role": ..., "content": ...}, through the model's chat template."""
+        conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        prompts = [self._chat_prompt(c, template_variables) for c in conversations]  # type: ignore[arg-type]
+        return self.generate(prompts, sampling_params, use_tqdm)  # type: ignore[arg-type]
+
+    def stream(
+        self, prompt: Prompt | Sequence[Message], sampling_params: SamplingParams | None = None
+    ) -> Iterator[CompletionChunk]:
+        """Complete one prompt, or one conversation, and yield its text as it becomes certain.
+
+        The last chunk of each completion has a finish_reason. Leaving the loop ends the request.
+        """
+        params = sampling_params or SamplingParams()
+        if isinstance(prompt, Sequence) and not isinstance(prompt, str) and prompt and isinstance(prompt[0], Mapping):
+            prompt = self._chat_prompt(prompt, {})  # type: ignore[arg-type]
+        if not is_single(prompt):
+            raise RequestError("stream takes one prompt; use generate for many")
+        encoded = encode_prompts(prompt, self.tokenizer)[0]  # type: ignore[arg-type]
+        detokenizers = self._detokenizers(encoded, params, incremental=True)
+        chunks: deque[CompletionChunk] = deque()
+
+        def on_token(index: int, token: int) -> str | None:
+            text = detokenizers[index].append([token])
+            chunks.append(CompletionChunk(index, text, [token]))
+            return detokenizers[index].stopped
+
+        with self._lock:
+            request = self._add(encoded, params, on_token=on_token)
+        return self._stream(request, detokenizers, chunks)
+
+    def _stream(
+        self, request: Request, detokenizers: list[Detokenizer], chunks: deque[CompletionChunk]
+    ) -> Iterator[CompletionChunk]:
+        try:
+            while not request.finished:
+                with self._lock:
+                    self.engine.step()
+                yield from _drain(chunks)
+            yield from _drain(chunks)
+            _raise_failed([request])
+            for sequence, detokenizer in zip(request.sequences, detokenizers, strict=True):
+                rest = detokenizer.finish()
+                yield CompletionChunk(sequence.index, rest, [], sequence.finish_reason, sequence.stop_reason, request)
+        finally:
+            with self._lock:
+                self.engine.abort(request.request_id)
+
+    # ---- other questions ----------------------------------------------------------------------------------
+
+    def encode(self, prompts: Prompt | Sequence[Prompt], use_tqdm: bool = True) -> list[EmbeddingOutput]:
+        """The mean of each prompt's hidden states after the final norm, float32 [hidden_size]."""
+        encoded = encode_prompts(prompts, self.tokenizer)
+        params = SamplingParams(max_tokens=1)
+        requests = self._run(
+            lambda i: self._add(encoded[i], params, kind=RequestKind.ENCODE), len(encoded), use_tqdm
+        )
+        return [embedding_output(request) for request in requests]
+
+    def score(
+        self, prompts: Prompt | Sequence[Prompt], continuations: str | Sequence[str | Sequence[int]], use_tqdm: bool = True
+    ) -> list[ScoreOutput]:
+        """Log-probability of each continuation after its prompt (one prompt serves all continuations).
+
+        A continuation is text, encoded by itself, or token ids.
+        """
+        wanted: list[Any] = [continuations] if isinstance(continuations, str) else list(continuations)
+        encoded = encode_prompts(prompts, self.tokenizer)
+        if len(encoded) == 1:
+            encoded = encoded * len(wanted)
+        if len(encoded) != len(wanted):
+            raise RequestError(f"{len(encoded)} prompts but {len(wanted)} continuations; give one each, or one prompt")
+        targets = [self.tokenizer.encode(w, add_special=False) if isinstance(w, str) else [int(t) for t in w] for w in wanted]
+        params = SamplingParams(max_tokens=1)
+
+        def add(i: int) -> Request:
+            return self._add(encoded[i], params, kind=RequestKind.SCORE, target_token_ids=targets[i])
+
+        return [score_output(request) for request in self._run(add, len(encoded), use_tqdm)]
+
+    # ---- inside -------------------------------------------------------------------------------------------
+
+    def _add(self, prompt: EncodedPrompt, params: SamplingParams, **options: Any) -> Request:
+        return self.engine.add_request(str(next(self._ids)), prompt.token_ids, params, embeds=prompt.embeds, **options)
+
+    def _run(self, add: Callable[[int], Request], count: int, use_tqdm: bool) -> list[Request]:
+        """Add the requests and step until all of them are finished; on any error none of them stays in the engine."""
+        requests: list[Request] = []
+        with tqdm(total=count, desc="requests", disable=not use_tqdm, dynamic_ncols=True) as bar:
+            try:
+                with self._lock:
+                    for i in range(count):
+                        requests.append(add(i))
+                done = 0
+                while done < count:
+                    with self._lock:
+                        updated = self.engine.step()
+                    if any(request.finished for request in updated) or not updated:
+                        done = sum(request.finished for request in requests)
+                        bar.update(done - bar.n)
+                _raise_failed(requests)
+            finally:
+                with self._lock:
+                    for request in requests:
+                        if not request.finished:
+                            self.engine.abort(request.request_id)
+        return requests
+
+    def _detokenizers(self, prompt: EncodedPrompt, params: SamplingParams, incremental: bool) -> list[Detokenizer]:
+        return [Detokenizer(self.tokenizer, prompt.token_ids, params, incremental) for _ in range(params.n)]
+
+    def _chat_prompt(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> Prompt:
+        if self._template is None:
+            if self._packed.chat_template is None:
+                raise RequestError(f"the model {self.model!r} has no chat template; use generate with a prompt of your own")
+            names = [self.tokenizer.id_to_token(t) or "" if t is not None else "" for t in (self.tokenizer.bos_id, self._eos())]
+            self._template = ChatTemplate(self._packed.chat_template, *names)
+        text = self._template.render(messages, **variables)
+        return {"prompt_token_ids": self.tokenizer.encode(text, add_special=False)}
+
+    def _eos(self) -> int | None:
+        return self.config.eos_token_ids[0] if self.config.eos_token_ids else None
+
+
+def _one_each(params: SamplingParams | Sequence[SamplingParams], count: int) -> list[SamplingParams]:
+    if isinstance(params, SamplingParams):
+        return [params] * count
+    if len(params) != count:
+        raise RequestError(f"{count} prompts but {len(params)} sampling_params; give one for all, or one each")
+    return list(params)
+
+
+def _stop_hook(detokenizers: list[Detokenizer], params: SamplingParams) -> Callable[[int, int], str | None] | None:
+    if not params.stop_strings:
+        return None
+
+    def on_token(index: int, token: int) -> str | None:
+        detokenizers[index].append([token])
+        return detokenizers[index].stopped
+
+    return on_token
+
+
+def _drain(chunks: deque[CompletionChunk]) -> Iterator[CompletionChunk]:
+    while chunks:
+        yield chunks.popleft()
+
+
+def _raise_failed(requests: Sequence[Request]) -> None:
+    for request in requests:
+        if request.error is not None:
+            raise VGLMError(f"request {request.request_id} failed: {request.error}")
