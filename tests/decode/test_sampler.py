@@ -80,6 +80,35 @@ def test_bias_mask_and_penalties_come_before_the_draw(case: tuple[Float32, Row])
     check_token(*case)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        Row(repetition_penalty=1.3),
+        Row(repetition_penalty=0.7),
+        Row(presence_penalty=0.8),
+        Row(frequency_penalty=0.4),
+        Row(repetition_penalty=1.2, presence_penalty=-0.5, frequency_penalty=0.3, bias={3: 1.0, 4: -1.0}),
+    ],
+)
+def test_penalties_shift_every_probability_as_they_should(row: Row) -> None:
+    logits = np.random.default_rng(2).uniform(-2, 2, 40).astype(np.float32)
+    row.prompt, row.output = list(range(0, 30, 2)) * 2, list(range(0, 30, 3)) * 3
+    draws = [replace(row, step=step) for step in range(1000)]
+    tokens = sample(np.tile(logits, (1000, 1)), draws)[0]
+    for one, token in zip(draws, tokens, strict=True):
+        expected, fragile = choose(logits, one)
+        assert token == expected or fragile
+
+
+@pytest.mark.parametrize("vocab", [60, 64, 130, 4097])
+@pytest.mark.parametrize("k", [1, 2, 3, 5, 20, 59])
+def test_top_k_keeps_exactly_the_k_best(vocab: int, k: int) -> None:
+    logits = np.random.default_rng(vocab + k).normal(0, 3, vocab).astype(np.float32)
+    rows = [Row(temperature=1e6, top_k=k, step=step) for step in range(20 * k)]  # all k about as probable
+    tokens = sample(np.tile(logits, (len(rows), 1)), rows)[0]
+    assert set(tokens.tolist()) == set(np.argsort(-logits)[:k].tolist())
+
+
 @pytest.mark.parametrize("kind", ["normal", "peaked", "ties", "equal"])
 @pytest.mark.parametrize("vocab", [49152, 151_552])
 def test_full_vocabularies(kind: str, vocab: int) -> None:
@@ -194,14 +223,14 @@ def test_all_banned_is_reported(temperature: float) -> None:
 
 def test_a_row_does_not_depend_on_its_batch() -> None:
     rng = np.random.default_rng(3)
-    logits = rng.normal(0, 3, (24, 700)).astype(np.float32)
+    logits = rng.normal(0, 3, (24, 90)).astype(np.float32)
     rows = [
         Row(
             temperature=[0, 0.7, 1][i % 3],
             top_p=[1, 0.9][i % 2],
-            top_k=[0, 20, 400][i % 3],
-            frequency_penalty=[0, 1][i % 2],
-            output=[int(token) for token in rng.integers(700, size=i)],
+            top_k=[0, 20, 70][i % 3],
+            frequency_penalty=[0, -2][i % 2],
+            output=[int(token) for token in rng.integers(90, size=3 * i)],
             seed=i,
             num_logprobs=i % 4,
         )
