@@ -7,6 +7,7 @@ import shutil
 import struct
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,14 @@ from vglm.model.describe import describe_model
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 RELAXED = settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
 def use_everything(path: Path) -> None:
     """Open a model and touch all that a loader touches; ModelError is the only error allowed."""
     start = time.monotonic()
-    try:
+    with suppress(ModelError):
         checkpoint = open_checkpoint(path)
         describe_model(checkpoint)
         for name in checkpoint.names():
@@ -39,8 +40,6 @@ def use_everything(path: Path) -> None:
         tokenizer.decode(tokenizer.encode("Ataxia, 12 \u00b5m"))
         if checkpoint.chat_template is not None:
             ChatTemplate(checkpoint.chat_template)
-    except ModelError:
-        pass  # refused, as it should be; any other error fails the test
     assert time.monotonic() - start < 10
 
 

@@ -52,10 +52,6 @@ class GGUFTensors(TensorSource):
             return raw.reshape(-1).view(_PLAIN[info.format]).astype(np.float32).reshape(shape)
         if info.format == "BF16":
             return widen_bf16(raw.reshape(-1).view("<u2")).reshape(shape)
-        if len(info.shape) == 1:
-            raise ModelError(
-                f"tensor {name!r} is a vector stored as {info.format}; only matrices may be quantised"
-            )
         from gguf.constants import GGMLQuantizationType
         from gguf.quants import dequantize
 
