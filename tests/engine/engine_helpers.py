@@ -47,7 +47,8 @@ def greedy(max_tokens: int = 8, **kwargs: object) -> SamplingParams:
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(1, VOCAB, length).tolist()
+    tokens: list[int] = np.random.default_rng(seed).integers(1, VOCAB, length).tolist()
+    return tokens
 
 
 def drain(engine: EngineCore, check: bool = True, limit: int = 10_000) -> None:

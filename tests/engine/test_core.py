@@ -1,4 +1,4 @@
-"""The engine's loop: how sequences end, kinds of requests, refusals, failures, interrupts, memory, figures."""
+"""The engine's loop: how sequences end, kinds of requests, refusals, failures, interrupts, memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tiny_model import HIDDEN, VOCAB, TinyModel, TinyStorage
 from vglm.decode.sampling_params import SamplingParams
 from vglm.engine.block_pool import BlockPool
 from vglm.engine.core import EngineConfig, EngineCore
-from vglm.engine.request import PromptEmbeds, RequestKind
+from vglm.engine.request import PromptEmbeds, Request, RequestKind
 from vglm.engine.step import StepBatch, StepResult
 from vglm.errors import ConfigError, RequestError
 
@@ -71,6 +71,21 @@ def test_a_callback_can_stop_its_sequence() -> None:
     assert second.output_token_ids == OUTPUT[:4]
     assert (second.finish_reason, second.stop_reason) == ("stop", "END")
     assert [token for index, token in seen if index == 1] == OUTPUT[:4]
+
+
+def test_stop_tokens_are_not_text() -> None:
+    engine = make_engine()
+    seen: list[int] = []
+
+    def on_token(index: int, token: int) -> str | None:
+        seen.append(token)
+        return None
+
+    params = greedy(8, stop_token_ids=[OUTPUT[4]])
+    request = engine.add_request("a", prompt(9), params, on_token=on_token)
+    drain(engine)
+    assert seen == OUTPUT[:4]
+    assert request.sequences[0].output_token_ids == OUTPUT[:5]
 
 
 def test_step_returns_what_changed() -> None:
@@ -143,6 +158,46 @@ def test_score_gives_the_log_probability_of_each_target(budget: int) -> None:
         assert score.logprob == pytest.approx(logprobs.logprob, abs=1e-5)
     assert generated.cumulative_logprob == pytest.approx(sum(s.logprob for s in request.scores), abs=1e-4)
     assert_empty(engine)
+
+
+@pytest.mark.parametrize("prefix_caching", [True, False])
+def test_all_kinds_together_with_preemptions_at_any_point(prefix_caching: bool) -> None:
+    """Every kind of request gets what it gets alone, although one is preempted every third step."""
+    tokens = [prompt(10 + 3 * i, i) for i in range(4)]
+
+    def add(engine: EngineCore, i: int) -> list[Request]:
+        text = tokens[i]
+        return [
+            engine.add_request(f"g{i}", text, greedy(12, n=2, prompt_logprobs=0, logprobs=0)),
+            engine.add_request(f"e{i}", text, greedy(1), kind=RequestKind.ENCODE),
+            engine.add_request(
+                f"s{i}", text, greedy(1), kind=RequestKind.SCORE, target_token_ids=prompt(9, i + 9)
+            ),
+        ]
+
+    engine = make_engine(40, max_num_batched_tokens=11, prefix_caching=prefix_caching)
+    together = [request for i in range(4) for request in add(engine, i)]
+    preempted = set()
+    while engine.has_unfinished:
+        engine.step()
+        if engine.metrics.num_steps % 3 == 0 and (running := engine.scheduler.running):
+            preempted.add(engine.scheduler._preempt(running[-1]).request.kind)
+        engine.check_integrity()
+    assert preempted == {RequestKind.GENERATE, RequestKind.ENCODE, RequestKind.SCORE}
+    assert_empty(engine)
+    alone = []
+    for i in range(4):
+        engine = make_engine(200)
+        alone += add(engine, i)
+        drain(engine)
+    for a, b in zip(together, alone, strict=True):
+        assert tokens_of([a]) == tokens_of([b])
+        for mine, theirs in ((a.prompt_logprobs, b.prompt_logprobs), (a.scores, b.scores)):
+            assert [x.token_id for x in mine] == [x.token_id for x in theirs]
+            assert [x.logprob for x in mine] == pytest.approx([x.logprob for x in theirs], abs=1e-5)
+        if b.pooled is not None:
+            assert a.pooled is not None
+            np.testing.assert_allclose(a.pooled, b.pooled, atol=1e-5)
 
 
 def test_logprobs_of_the_sampled_and_the_best_tokens() -> None:
@@ -326,6 +381,7 @@ def test_a_failing_callback_fails_its_request_only() -> None:
     bad = engine.add_request("bad", prompt(9), greedy(6, n=2), on_token=on_token)
     good = engine.add_request("good", prompt(9), greedy(6))
     drain(engine)
+    assert [s.output_token_ids for s in bad.sequences] == [OUTPUT[:1], []]
     assert bad.error == "the token callback failed: UnicodeError: no text"
     assert [s.finish_reason for s in bad.sequences] == ["error", "error"]
     assert tokens_of([good]) == [[OUTPUT[:6]]]
@@ -390,6 +446,9 @@ def test_abort_all_after_an_interrupt_anywhere() -> None:
         try:
             while engine.has_unfinished:
                 engine.step()
+                engine.abort(str(engine.metrics.num_steps))
+                more = f"more{engine.metrics.num_steps}"
+                requests.append(engine.add_request(more, prompt(3), greedy(3)))
         except KeyboardInterrupt:
             interrupted += 1
         finally:

@@ -223,6 +223,26 @@ def test_spans_of_a_context_are_shared_in_any_order() -> None:
     assert_empty(engine)
 
 
+def test_a_span_as_context_is_as_good_as_its_tokens_in_the_prompt() -> None:
+    """A question that sees one span, at the position after it, gets what the whole prompt gets."""
+    text, question = prompt(10, 1), prompt(15, 2)
+    wanted = tokens_of(generate(make_engine(), [text + question], greedy(9)))
+    for budget in (8, 64):
+        engine = make_engine(max_num_batched_tokens=budget)
+        held = span(engine, "text", text)
+        for name in ("first", "from the cache"):
+            request = engine.add_request(name, question, greedy(9), context=[held], first_position=10)
+            drain_with(engine, [held])
+            assert tokens_of([request]) == wanted
+        assert request.num_cached_tokens == 12
+        # the same tokens somewhere else are another span
+        request = engine.add_request("shifted", question, greedy(9), context=[held], first_position=11)
+        drain_with(engine, [held])
+        assert request.num_cached_tokens == 0
+        engine.cache.release(held)
+        assert_empty(engine)
+
+
 def span(
     engine: EngineCore, name: str, tokens: list[int], parents: Sequence[Span] = (), position: int = 0
 ) -> Span:

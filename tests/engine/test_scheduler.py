@@ -150,6 +150,17 @@ def test_preempted_sequences_resume_from_their_spans() -> None:
     assert tokens_of([request]) == tokens_of(generate(make_engine(), [prompt(40)], greedy(30)))
 
 
+def test_starting_a_sequence_does_not_preempt_another() -> None:
+    """Two sequences grow to 9 of the 19 blocks: the third must wait, although its prompt alone would fit."""
+    engine = make_engine(19, max_num_batched_tokens=64, max_model_len=40)
+    requests = [engine.add_request(str(i), prompt(24, i), greedy(9)) for i in range(4)]
+    engine.step()
+    assert engine.stats().num_requests_running == 2
+    drain(engine)
+    assert engine.stats().num_preemptions == 0
+    assert all(len(request.sequences[0].output_token_ids) == 9 for request in requests)
+
+
 def test_siblings_need_slots_for_all_of_them() -> None:
     engine = make_engine(max_num_seqs=4)
     params = SamplingParams(n=3, max_tokens=5, temperature=1.0)

@@ -6,9 +6,13 @@ back, is NaN, so a wrong page table does not go unnoticed.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from vglm.engine.step import RowKind, StepBatch, StepResult
+
+Array = np.ndarray[Any, Any]
 
 LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INTER, VOCAB = 2, 32, 4, 2, 8, 48, 97
 
@@ -21,11 +25,11 @@ class TinyStorage:
         self.kv = np.full((2, LAYERS, num_blocks, block_size, KV_HEADS, HEAD_DIM), np.nan)
         self.num_copied = 0
 
-    def copy_blocks(self, src: np.ndarray, dst: np.ndarray) -> None:
+    def copy_blocks(self, src: Array, dst: Array) -> None:
         self.kv[:, :, dst] = self.kv[:, :, src]
         self.num_copied += len(src)
 
-    def release(self, blocks: np.ndarray) -> None:
+    def release(self, blocks: Array) -> None:
         self.kv[:, :, blocks] = np.nan
 
 
@@ -35,8 +39,9 @@ class TinyModel:
     def __init__(self, storage: TinyStorage, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
 
-        def weight(*shape: int) -> np.ndarray:
-            return rng.standard_normal(shape) / np.sqrt(shape[-1])
+        def weight(*shape: int) -> Array:
+            drawn: Array = rng.standard_normal(shape) / np.sqrt(shape[-1])
+            return drawn
 
         self.storage = storage
         self.embed = rng.standard_normal((VOCAB, HIDDEN))
@@ -65,7 +70,7 @@ class TinyModel:
         assert not np.isnan(hidden).any(), "a sequence has read KV that nobody wrote"
         return self._answer(batch, hidden)
 
-    def _forward(self, batch: StepBatch) -> np.ndarray:
+    def _forward(self, batch: StepBatch) -> Array:
         x = self.embed[batch.token_ids]
         if batch.embed_rows is not None:
             x[batch.embed_rows] = batch.embeds
@@ -91,7 +96,7 @@ class TinyModel:
             x = x + (gate / (1 + np.exp(-gate)) * (h @ w["up"].T)) @ w["down"].T
         return x
 
-    def _slots(self, batch: StepBatch, s: int) -> tuple[np.ndarray, np.ndarray]:
+    def _slots(self, batch: StepBatch, s: int) -> tuple[Array, Array]:
         """(block, offset) of every valid slot of sequence s, in table order."""
         entries = slice(batch.table_start[s], batch.table_start[s + 1])
         valid = batch.table_valid[entries]
@@ -100,7 +105,7 @@ class TinyModel:
         offsets = np.concatenate([np.arange(v) for v in valid])
         return np.repeat(batch.table_block[entries], valid), offsets
 
-    def _answer(self, batch: StepBatch, hidden: np.ndarray) -> StepResult:
+    def _answer(self, batch: StepBatch, hidden: Array) -> StepResult:
         rows = batch.sample_rows
         logits = hidden @ self.head.T
         logprobs = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True) if len(logits) else logits
@@ -123,28 +128,30 @@ class TinyModel:
         )
 
 
-def norm(x: np.ndarray) -> np.ndarray:
-    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + 1e-6)
+def norm(x: Array) -> Array:
+    scaled: Array = x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + 1e-6)
+    return scaled
 
 
-def rope(x: np.ndarray, positions: np.ndarray) -> np.ndarray:
+def rope(x: Array, positions: Array) -> Array:
     half = HEAD_DIM // 2
     angle = positions[:, None, None] * 1000.0 ** (-np.arange(half) / half)
     a, b = x[..., :half], x[..., half:]
     return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], -1)
 
 
-def attend(q: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
+def attend(q: Array, keys: Array, values: Array) -> Array:
     """The last len(q) of the keys are the queries' own: causal among them, all keys before them visible."""
     keys, values = (np.repeat(x, HEADS // KV_HEADS, axis=1) for x in (keys, values))
     scores = np.einsum("qhd,khd->hqk", q, keys) / np.sqrt(HEAD_DIM)
     visible = len(keys) - len(q) + np.arange(len(q))
     scores = np.where(np.arange(len(keys)) > visible[:, None], -np.inf, scores)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return np.einsum("hqk,khd->qhd", weights / weights.sum(axis=-1, keepdims=True), values)
+    out: Array = np.einsum("hqk,khd->qhd", weights / weights.sum(axis=-1, keepdims=True), values)
+    return out
 
 
-def sample(batch: StepBatch, r: int, logits: np.ndarray) -> int:
+def sample(batch: StepBatch, r: int, logits: Array) -> int:
     """One token of row r: bias, penalties and temperature, random numbers counted by (seed, index)."""
     rows = batch.sample_rows
     logits = logits.copy()

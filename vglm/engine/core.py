@@ -87,8 +87,8 @@ class EngineCore:
         """Queue a request. Raises RequestError, and changes nothing, when it is malformed or can never fit.
 
         `target_token_ids`: the continuation of a SCORE request. `context`: cached spans, held by the caller
-        until this returns and by the request afterwards. `on_token`: called with every new token; a string
-        ends the sequence with that stop string. Lower `priority` runs first.
+        until this returns and by the request afterwards. `on_token`: called with every new token but a stop
+        token; a string ends the sequence with that stop string. Lower `priority` runs first.
         """
         self._recover_if_interrupted()
         if request_id in self.requests:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
 
-#: (sequence index, token id) -> the stop string that the text has reached, or None to go on.
+#: (sequence index, token id) -> the stop string that the text has reached, or None to go on. Not called for
+#: a stop token: its sequence has ended, and it is not part of the text.
 TokenHook = Callable[[int, int], str | None]
 
 

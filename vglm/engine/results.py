@@ -74,24 +74,20 @@ def _accept_token(engine: EngineCore, sequence: Sequence, token: int, now: float
         request.first_token_time = now
         metrics.time_to_first_token.observe(now - request.arrival_time)
     sequence.last_token_time = now
-    stop = None
+    if token in request.stop_ids:  # banned before min_tokens
+        sequence.stop_reason = None if token in engine.config.eos_token_ids else token
+        engine.end_sequence(sequence, "stop")
+        return
     if request.on_token is not None:
         try:
-            stop = request.on_token(sequence.index, token)
+            sequence.stop_reason = request.on_token(sequence.index, token)
         except Exception as error:
             engine.fail_request(request, f"the token callback failed: {type(error).__name__}: {error}")
-            return None
-    num_output = len(sequence.output_token_ids)
-    if num_output >= request.params.min_tokens:
-        if token in request.stop_ids:
-            sequence.stop_reason = None if token in engine.config.eos_token_ids else token
-            return engine.end_sequence(sequence, "stop")
-        if stop is not None:
-            sequence.stop_reason = stop
-            return engine.end_sequence(sequence, "stop")
-    if num_output >= request.max_tokens:
+            return
+    if sequence.stop_reason is not None:
+        engine.end_sequence(sequence, "stop")
+    elif len(sequence.output_token_ids) >= request.max_tokens:
         engine.end_sequence(sequence, "length")
-    return None
 
 
 def _failure(segment: Segment, token_ids: list[int]) -> int:

@@ -82,7 +82,6 @@ class Scheduler:
         """
         spare = self.config.max_num_batched_tokens - len(self.running)
         scheduled: Scheduled = []
-        num_preemptions = self.num_preemptions
         i = 0
         while i < len(self.running):
             sequence = self.running[i]
@@ -95,8 +94,7 @@ class Scheduler:
                 spare -= num_tokens - 1
                 scheduled.append((sequence, num_tokens))
                 i += 1
-        if self.num_preemptions == num_preemptions:
-            self._admit(scheduled, spare)
+        self._admit(scheduled, spare)
         return scheduled
 
     def _admit(self, scheduled: Scheduled, spare: int) -> None:

@@ -140,18 +140,18 @@ class _Columns:
         self.presence_penalty = np.zeros(num_slots, np.float32)
         self.frequency_penalty = np.zeros(num_slots, np.float32)
         self.seed = np.zeros(num_slots, np.uint64)
-        self._owner: list[Sequence | None] = [None] * num_slots
+        self._owner: list[tuple[int, int, int] | None] = [None] * num_slots  # by order, which is unique
 
     def fill(self, sequence: Sequence) -> int:
         """Make sure that the sequence's slot holds its parameters; returns the slot."""
         slot = sequence.slot
-        if self._owner[slot] is not sequence:
+        if self._owner[slot] != sequence.order:
             params = sequence.request.params
             for name in _COPIED:
                 getattr(self, name)[slot] = getattr(params, name)
             self.num_logprobs[slot] = sequence.request.num_logprobs
             self.seed[slot] = sequence.seed
-            self._owner[slot] = sequence
+            self._owner[slot] = sequence.order
         return slot
 
 
