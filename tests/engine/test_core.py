@@ -453,8 +453,9 @@ def test_abort_all_after_an_interrupt_anywhere() -> None:
             interrupted += 1
         finally:
             sys.settrace(None)
-        engine.abort_all()
+        aborted = engine.abort_all()
         assert all(request.finished for request in requests)
+        assert all(request.sequences[-1].finish_reason == "abort" for request in aborted)
         assert_empty(engine)
         assert tokens_of(generate(engine, [prompt(9)], greedy(12))) == [[OUTPUT]]
     assert interrupted == 150
@@ -569,4 +570,7 @@ def test_metrics_add_up() -> None:
     assert 0 < metrics.time_to_first_token.mean <= metrics.e2e_request_latency.mean
     assert metrics.time_to_first_token.quantile(0.5) >= metrics.time_to_first_token.quantile(0.0) > 0
     assert engine.cache.stats.hits == 8
-    assert engine.stats().kv_cache_usage == engine.pool.num_used / 64
+    assert engine.stats().kv_cache_usage == 0.0
+    engine.add_request("a", prompt(9), greedy(2))
+    engine.step()
+    assert engine.stats().kv_cache_usage == 3 / 64

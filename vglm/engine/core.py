@@ -129,9 +129,10 @@ class EngineCore:
 
     def abort_all(self) -> list[Request]:
         """End every request and take every page back, whatever state an interrupt has left; returns them."""
+        if self._changing:
+            return self._reset(reason="abort")
         requests = list(self.requests.values())
-        self._recover_if_interrupted()
-        for request in list(self.requests.values()):
+        for request in requests:
             self._end(request, "abort")
         return requests
 
@@ -179,8 +180,7 @@ class EngineCore:
             self.end_sequence(sequence, "stop")
             updated.append(sequence.request)
         if not scheduled and not updated and scheduler.waiting:
-            # Nothing runs and nothing can be evicted, so blocks are held from outside: waiting would never
-            # end.
+            # Nothing runs and nothing can be evicted: blocks are held from outside, waiting would never end.
             request = scheduler.waiting[0].request
             held = self.pool.num_blocks - self.cache.num_available_blocks
             self._end(request, "error", f"no room in the KV cache: spans in use hold {held} blocks")
@@ -193,12 +193,15 @@ class EngineCore:
         sequence.finish_reason = reason
         self.scheduler.finish(sequence)
         self.blocks.drop_context(sequence)
-        request = sequence.request
-        if request.finished and self.requests.pop(request.request_id, None) is not None:
-            request.finished_time = time.perf_counter()
-            self.metrics.e2e_request_latency.observe(request.finished_time - request.arrival_time)
-            counts = self.metrics.requests_finished
-            counts[reason] = counts.get(reason, 0) + 1
+        if sequence.request.finished:
+            del self.requests[sequence.request.request_id]
+            self._count_finished(sequence.request, reason)
+
+    def _count_finished(self, request: Request, reason: str) -> None:
+        request.finished_time = time.perf_counter()
+        self.metrics.e2e_request_latency.observe(request.finished_time - request.arrival_time)
+        counts = self.metrics.requests_finished
+        counts[reason] = counts.get(reason, 0) + 1
 
     def _end(self, request: Request, reason: str, error: str | None = None) -> None:
         was_changing, self._changing = self._changing, True
@@ -222,8 +225,8 @@ class EngineCore:
         if self._changing:
             self._reset("interrupted")
 
-    def _reset(self, error: str) -> list[Request]:
-        """Fail every request and start again with an empty pool: the way back from any inconsistent state."""
+    def _reset(self, error: str | None = None, reason: str = "error") -> list[Request]:
+        """End every request and start again with an empty pool: the way back from any inconsistent state."""
         requests = list(self.requests.values())
         self.pool.reset()
         self.cache.reset()
@@ -234,7 +237,8 @@ class EngineCore:
             request.forks = []
             for sequence in request.sequences:
                 if sequence.status is not Status.FINISHED:
-                    sequence.status, sequence.finish_reason = Status.FINISHED, "error"
+                    sequence.status, sequence.finish_reason = Status.FINISHED, reason
+            self._count_finished(request, reason)
         self._changing = False
         return requests
 
@@ -259,6 +263,7 @@ class EngineCore:
             scheduler.num_preemptions,
             self.pool.stats(),
             self.cache.stats,
+            self.cache.num_idle_blocks,
         )
 
     def check_integrity(self, held: Iterable[Span] = ()) -> None:

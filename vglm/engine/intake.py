@@ -14,6 +14,8 @@ from vglm.errors import RequestError
 if TYPE_CHECKING:
     from vglm.engine.core import EngineConfig
 
+FIRST_CAPACITY = 256  # output tokens that a sequence has room for before its array grows
+
 
 def check_request(request: Request, config: EngineConfig, cache: SpanCache) -> None:
     """Raises RequestError when the request is malformed or could never run."""
@@ -111,8 +113,10 @@ def make_sequences(request: Request, config: EngineConfig, cache: SpanCache, ran
         request.num_prompt_logprobs = max(0, request.num_prompt_logprobs)
     request.plain = not (params.logit_bias or params.min_tokens or params.needs_penalties)
     drawn = random.getrandbits(64)
-    tokens = np.array(request.prompt_token_ids + request.target_token_ids, np.int32)
-    num_tokens = len(tokens) - bool(request.target_token_ids)  # the last target is predicted, never computed
+    known = request.prompt_token_ids + request.target_token_ids
+    num_tokens = len(known) - bool(request.target_token_ids)  # the last target is predicted, never computed
+    tokens = np.zeros(len(known) + min(request.max_tokens, FIRST_CAPACITY), np.int32)
+    tokens[: len(known)] = known
     for index in range(params.n):
         sequence = Sequence(request, index, tokens.copy(), num_tokens, params.seed_for(index, drawn))
         if index:

@@ -91,8 +91,9 @@ class EngineStats:
     num_preemptions: int
     pool: PoolStats
     cache: CacheStats
+    num_idle_blocks: int  # of cached spans that nobody uses
 
     @property
     def kv_cache_usage(self) -> float:
-        """Share of the blocks that are in use (cached spans included), 0..1."""
-        return self.pool.used / self.pool.num_blocks
+        """Share of the blocks that running requests hold, 0..1; idle spans do not count."""
+        return (self.pool.used - self.num_idle_blocks) / self.pool.num_blocks

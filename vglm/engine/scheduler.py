@@ -98,9 +98,7 @@ class Scheduler:
         return scheduled
 
     def _admit(self, scheduled: Scheduled, spare: int) -> None:
-        """Start waiting sequences, first come first served: a head that does not fit blocks those behind
-        it.
-        """
+        """Start waiting sequences in order; a head that does not fit blocks those behind it."""
         while self.waiting and spare > 0:
             sequence = self.waiting[0]
             if len(_lanes(sequence)) > len(self._free_slots):
@@ -113,8 +111,7 @@ class Scheduler:
             if key := self._key_in_flight(keys[len(hits) :]):
                 self._parked.setdefault(key, []).append(self.waiting.pop(0))
                 continue
-            # Each running sequence may need one more block soon: starting a sequence must not preempt
-            # another.
+            # NOTE: each running sequence may need one more block soon; starting one must not preempt another.
             if not self.blocks.allocate(sequence, hits, reserve=len(self.running)):
                 return
             self._start(self.waiting.pop(0))
@@ -149,9 +146,7 @@ class Scheduler:
             self._in_flight.setdefault(key, sequence)
 
     def _preempt(self, sequence: Sequence) -> Sequence:
-        """Back to the queue: its private blocks are freed, its spans stay in the cache as long as memory
-        allows.
-        """
+        """Back to the queue: its private blocks are freed, its spans stay while memory allows."""
         self._stop(sequence)
         sequence.status = Status.WAITING
         sequence.num_preemptions += 1
