@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,7 @@ RELATIONS = {
     "M": "has clinical modifier",
     "H": "has medical history",
 }
+_WORD = re.compile(r"\w+")
 # Midpoints of the ranges that define the ontology's frequency terms.
 FREQUENCY_TERMS = {
     "HP:0040280": (1.0, "obligate"),
@@ -84,6 +86,15 @@ class HPO:
         near = difflib.get_close_matches(text.casefold()[:200], self._names, n=3, cutoff=0.75)
         hint = "; did you mean " + " or ".join(repr(name) for name in near) + "?" if near else ""
         raise GraphError(f"no phenotype has the id or name {shown(text)} in release {self.version}{hint}")
+
+    @cached_property
+    def names_by_words(self) -> dict[str, list[str]]:
+        """Phenotype ids by name or synonym, reduced to case-folded words with single spaces between them."""
+        found: dict[str, list[str]] = {}
+        for name, ids in self._names.items():
+            own = found.setdefault(" ".join(_WORD.findall(name)), [])
+            own.extend(node_id for node_id in ids if node_id not in own)
+        return found
 
     @cached_property
     def _names(self) -> dict[str, list[str]]:
