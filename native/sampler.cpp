@@ -23,31 +23,32 @@ int32_t first_equal(const float* x, const float* block_max, int32_t n, float val
   return i;
 }
 
-// Sum over the row of 2^((x - top) * scale), also by block; `w` (null, or a whole number of blocks) gets the terms of
-// those blocks that are not zero throughout.
-double weigh(const float* x, int32_t n, float top, float scale, float* w, SamplerScratch& s) {
+// Sum over the row of 2^((x - top) * scale), also by block.
+double weigh(const float* x, int32_t n, float top, float scale, SamplerScratch& s) {
   float padded[kBlock];
   double total = 0;
   for (int32_t b = 0; b < num_blocks(n); ++b) {
-    int32_t start = b * kBlock;
     s.block_sum[b] = 0;
     if ((s.block_max[b] - top) * scale >= kMinExponent)
-      s.block_sum[b] = weigh_block(full_block(x, n, start, padded), top, scale, w ? w + start : nullptr);
+      s.block_sum[b] = weigh_block(full_block(x, n, b * kBlock, padded), top, scale, nullptr);
     total += s.block_sum[b];
   }
   return total;
 }
 
-// Ids and values of the x >= threshold, in the order of ids, from the blocks that reach `block_threshold`.
-int32_t gather(const float* x, int32_t n, float threshold, float block_threshold, SamplerScratch& s) {
+// Ids and values of the x >= threshold, in the order of ids; returns how many.
+int32_t gather(const float* x, int32_t n, float threshold, SamplerScratch& s) {
+  int32_t* ids = s.ids.get();
+  float* values = s.values.get();
   int32_t count = 0;
   for (int32_t b = 0; b < num_blocks(n); ++b) {
-    if (!(s.block_max[b] >= block_threshold)) continue;
+    if (s.block_max[b] < threshold) continue;
     int32_t end = std::min((b + 1) * kBlock, n);
     for (int32_t i = b * kBlock; i < end; ++i) {  // written always, kept if it counts: no branch to mispredict
-      s.ids[count] = i;
-      s.values[count] = x[i];
-      count += x[i] >= threshold;
+      float value = x[i];
+      ids[count] = i;
+      values[count] = value;
+      count += value >= threshold;
     }
   }
   return count;
@@ -98,7 +99,7 @@ float kth_largest(const float* x, int32_t n, int32_t k, SamplerScratch& s) {
   std::copy_n(s.block_max.get(), num_blocks(n), values);
   std::nth_element(values, values + (k - 1), values + num_blocks(n), descending);
   float bound = values[k - 1];
-  int32_t count = gather(x, n, bound, bound, s);
+  int32_t count = gather(x, n, bound, s);
   std::nth_element(values, values + (k - 1), values + count, descending);
   return values[k - 1];
 }
@@ -157,40 +158,50 @@ void apply_penalties(float* x, int32_t n, const SamplingArgs& a, SamplerScratch&
 
 // The first of count weights at which their running sum passes `point`; the last positive one if rounding prevents that.
 template <class Weight>
-int32_t draw(int32_t count, double point, Weight weight) {
+int32_t find_point(const Weight* weights, int32_t count, double point) {
   int32_t last = 0;
   double sum = 0;
-  for (int32_t i = 0; i < count; ++i) {
-    double w = weight(i);
-    if (w <= 0) continue;
-    last = i;
-    sum += w;
-    if (sum > point) break;
+  for (int32_t i = 0; i < count && sum <= point; ++i) {
+    if (weights[i] > 0) last = i;
+    sum += (double)weights[i];
   }
   return last;
 }
 
-int32_t draw_from_all(const float* x, int32_t n, float top, float scale, double u, SamplerScratch& s) {
-  double point = u * weigh(x, n, top, scale, nullptr, s);
-  int32_t b = draw(num_blocks(n), point, [&](int32_t i) { return s.block_sum[i]; });
+// A block at random by s.block_sum; `point` becomes the point within the block.
+int32_t draw_block(int32_t blocks, double& point, SamplerScratch& s) {
+  int32_t b = find_point(s.block_sum.get(), blocks, point);
   for (int32_t i = 0; i < b; ++i) point -= s.block_sum[i];
-  float padded[kBlock], w[kBlock];
-  weigh_block(full_block(x, n, b * kBlock, padded), top, scale, w);
-  return b * kBlock + draw(kBlock, point, [&](int32_t i) { return (double)w[i]; });
+  return b;
 }
 
-// Candidates are the tokens that min_p and top_k leave, or all that top_p could; `mass` is what min_p and top_k leave.
-int32_t draw_from_candidates(int32_t count, double mass, float top_p, double u, SamplerScratch& s) {
-  float cut = 0;
-  if (top_p < 1) {
-    std::copy_n(s.values.get(), count, s.weights.get());
-    cut = keep_until(count, (double)top_p * mass, s, [](float w) { return (double)w; });
-    mass = 0;
-    for (int32_t i = 0; i < count; ++i) mass += s.weights[i] >= cut ? (double)s.weights[i] : 0.0;
-  } else {
-    std::swap(s.values, s.weights);
+int32_t draw_from_all(const float* x, int32_t n, float top, float scale, double u, SamplerScratch& s) {
+  double point = u * weigh(x, n, top, scale, s);
+  int32_t b = draw_block(num_blocks(n), point, s);
+  float padded[kBlock], w[kBlock];
+  weigh_block(full_block(x, n, b * kBlock, padded), top, scale, w);
+  return b * kBlock + find_point(w, kBlock, point);
+}
+
+// Weighs the candidates, cuts them to the nucleus of top_p (of `mass`, or of their own if that is 0) and draws.
+int32_t draw_from_candidates(int32_t count, float top, float scale, float top_p, double mass, double u, SamplerScratch& s) {
+  float* w = s.weights.get();
+  int32_t blocks = num_blocks(count);
+  float padded[kBlock];
+  double kept = 0;
+  for (int32_t b = 0; b < blocks; ++b) {
+    const float* block = full_block(s.values.get(), count, b * kBlock, padded);
+    kept += s.block_sum[b] = weigh_block(block, top, scale, w + b * kBlock);
   }
-  return s.ids[draw(count, u * mass, [&](int32_t i) { return s.weights[i] >= cut ? (double)s.weights[i] : 0.0; })];
+  if (top_p < 1) {
+    std::copy_n(w, count, s.values.get());
+    float cut = keep_until(count, (double)top_p * (mass > 0 ? mass : kept), s, [](float v) { return (double)v; });
+    kept = 0;
+    for (int32_t b = 0; b < blocks; ++b) kept += s.block_sum[b] = cut_block(w + b * kBlock, cut);
+  }
+  double point = u * kept;
+  int32_t b = draw_block(blocks, point, s);
+  return s.ids[b * kBlock + find_point(w + b * kBlock, kBlock, point)];
 }
 
 int32_t sample(const float* x, int32_t n, float top, const SamplingArgs& a, SamplerScratch& s) {
@@ -199,21 +210,16 @@ int32_t sample(const float* x, int32_t n, float top, const SamplingArgs& a, Samp
   float scale = std::max(kLog2E / temperature, FLT_MIN);  // never 0, which would turn a banned -inf into NaN
   float threshold = a.min_p > 0 ? top + temperature * std::log(std::min(a.min_p, 1.0f)) : -kInf;
   if (a.top_k > 0 && a.top_k < n) threshold = std::max(threshold, kth_largest(x, n, a.top_k, s));
-  if (threshold > -kInf) {
-    int32_t count = gather(x, n, threshold, threshold, s);
-    double mass = 0;
-    float padded[kBlock];
-    for (int32_t start = 0; start < count; start += kBlock)
-      mass += weigh_block(full_block(&s.values[0], count, start, padded), top, scale, &s.values[start]);
-    return draw_from_candidates(count, mass, a.top_p, u, s);
+  double mass = 0;
+  if (threshold == -kInf) {
+    if (a.top_p >= 1) return draw_from_all(x, n, top, scale, u, s);
+    mass = weigh(x, n, top, scale, s);
+    // The tokens lighter than this weigh less than what top_p cuts off, even all together: none of them is kept. (One
+    // hundredth of a power of two of slack for rounding.)
+    double lightest = (1 - (double)a.top_p) * mass / n;
+    threshold = top + ((float)std::log2(lightest) - 0.01f) / scale;
   }
-  if (a.top_p >= 1) return draw_from_all(x, n, top, scale, u, s);
-  double mass = weigh(x, n, top, scale, s.weights.get(), s);
-  // All weights below this together are lighter than what top_p cuts off, so none of them is kept.
-  double lightest = (1 - (double)a.top_p) * mass / n;
-  float block_threshold = top + (float)std::log2(lightest) / scale;
-  int32_t count = gather(s.weights.get(), n, (float)lightest, block_threshold - 1e-3f / scale, s);
-  return draw_from_candidates(count, mass, a.top_p, u, s);
+  return draw_from_candidates(gather(x, n, threshold, s), top, scale, a.top_p, mass, u, s);
 }
 
 // --- log-probabilities ---
@@ -221,13 +227,15 @@ int32_t sample(const float* x, int32_t n, float top, const SamplingArgs& a, Samp
 void report_top(const float* x, int32_t n, int32_t wanted, double log_total, SamplerScratch& s, SamplingResult& result) {
   int32_t k = std::min(wanted, n);
   float threshold = kth_largest(x, n, k, s);
-  int32_t count = gather(x, n, threshold, threshold, s);
+  int32_t count = gather(x, n, threshold, s);
   std::partial_sort(&s.ids[0], &s.ids[0] + k, &s.ids[0] + count,
                     [x](int32_t a, int32_t b) { return x[a] != x[b] ? x[a] > x[b] : a < b; });
   for (int32_t i = 0; i < k; ++i) {
     result.top_ids[i] = s.ids[i];
     result.top_logprobs[i] = (float)((double)x[s.ids[i]] - log_total);
   }
+  std::fill(result.top_ids + k, result.top_ids + wanted, -1);
+  std::fill(result.top_logprobs + k, result.top_logprobs + wanted, -kInf);
 }
 
 int32_t rank_of(const float* x, int32_t n, float value, const float* block_max) {
@@ -278,7 +286,7 @@ void sample_row(float* logits, int32_t vocab, const SamplingArgs& args, SamplerS
   const float* raw = logits;
   double log_total = 0;
   if (report) {
-    log_total = (double)top + std::log(weigh(logits, vocab, top, kLog2E, nullptr, scratch));
+    log_total = (double)top + std::log(weigh(logits, vocab, top, kLog2E, scratch));
     if (args.num_logprobs > 0) report_top(logits, vocab, args.num_logprobs, log_total, scratch, result);
   }
   if (change) {

@@ -41,7 +41,7 @@ struct SamplingResult {
   float* top_logprobs = nullptr;
 };
 
-// Working memory of one thread; grown to the largest vocabulary met (24 bytes a token), then reused.
+// Working memory of one thread; grown to the largest vocabulary met (20 bytes a token), then reused.
 class SamplerScratch {
  public:
   static constexpr uint32_t kBins = 2048;

@@ -87,6 +87,18 @@ inline float weigh_block(const float* block, float top, float scale, float* w) {
   return sum_of((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
+// Sets the w [kBlock] below `cut` to 0; returns the sum of the others.
+inline float cut_block(float* w, float cut) {
+  f32x4 sum = {};
+  for (int i = 0; i < kBlock; i += 4) {
+    f32x4 v = load4(w + i);
+    v = (f32x4)((i32x4)v & (v >= cut));
+    store4(w + i, v);
+    sum += v;
+  }
+  return sum_of(sum);
+}
+
 // Philox 4x32-10 (Salmon et al. 2011) of (seed, step): a number in [0, 1) of 53 bits.
 inline double uniform(uint64_t seed, uint64_t step) {
   uint32_t c[4] = {(uint32_t)step, (uint32_t)(step >> 32), 0, 0};
