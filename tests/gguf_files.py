@@ -111,8 +111,11 @@ def finish(writer: gguf.GGUFWriter) -> None:
     writer.close()
 
 
-def convert_fixture(fixture: Path, path: Path, dtype: str = "F32") -> Path:
-    """Write a fixture directory as a GGUF file in F32, F16 or BF16, as llama.cpp's converter lays it out."""
+def convert_fixture(fixture: Path, path: Path, dtype: str = "F32", fuse_qkv: bool = False) -> Path:
+    """Write a fixture directory as a GGUF file in F32, F16 or BF16, as llama.cpp's converter lays it out.
+
+    `fuse_qkv` stacks queries, keys and values into one tensor, as in files of the first GLM-4 models.
+    """
     raw = json.loads((fixture / "config.json").read_text())
     source = open_directory(fixture)
     config = source.config
@@ -128,8 +131,12 @@ def convert_fixture(fixture: Path, path: Path, dtype: str = "F32") -> Path:
         writer.add_sliding_window(config.sliding_window)
     add_byte_tokenizer(writer, config.vocab_size)
     stored = source._source
-    for name, shape in stored.shapes().items():
-        weights: Array = stored.rows(name, 0, shape[0])
+    tensors: dict[str, Array] = {n: stored.rows(n, 0, shape[0]) for n, shape in stored.shapes().items()}
+    if fuse_qkv:
+        for name in [name for name in tensors if ".q_proj." in name]:
+            parts = [tensors.pop(name.replace("q_proj", f"{part}_proj")) for part in "qkv"]
+            tensors[name.replace("q_proj", "qkv_proj")] = np.concatenate(parts)
+    for name, weights in tensors.items():
         if writer.arch in ("llama", "granite"):
             if ".q_proj" in name:
                 weights = llama_cpp_permute(weights, config.num_heads)

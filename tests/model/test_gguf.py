@@ -44,6 +44,15 @@ def test_same_model_as_the_directory(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(logits[expected["rows"]], expected["logits"], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["glm", "qwen2"])
+def test_fused_queries_keys_and_values(name: str, tmp_path: Path) -> None:
+    directory = open_checkpoint(FIXTURES / name)
+    file = open_checkpoint(convert_fixture(FIXTURES / name, tmp_path / "model.gguf", fuse_qkv=True))
+    assert "blk.0.attn_qkv.weight" in file.header.tensors  # type: ignore[attr-defined]
+    for tensor in directory.names():
+        np.testing.assert_array_equal(file.tensor(tensor), directory.tensor(tensor), err_msg=tensor)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_format_is_dequantised(kind: str, tmp_path: Path) -> None:
     hidden = 256 if kind.endswith("K") else 64

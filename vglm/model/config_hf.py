@@ -22,13 +22,14 @@ class Family:
     partial_rotary: float = 1.0
     head_dim: int | None = None
     sliding: bool = False
+    default_window: int | None = None
 
 
 # A bias given as a string is the name of the config field that switches it.
 FAMILIES: dict[str, Family] = {
     "LlamaForCausalLM": Family("llama", "attention_bias", "attention_bias", "mlp_bias"),
-    "MistralForCausalLM": Family("llama", sliding=True),
-    "MinistralForCausalLM": Family("llama", sliding=True),
+    "MistralForCausalLM": Family("llama", sliding=True, default_window=4096),
+    "MinistralForCausalLM": Family("llama", sliding=True, default_window=4096),
     "Phi3ForCausalLM": Family("llama", sliding=True),
     "GraniteForCausalLM": Family("llama", "attention_bias", "attention_bias", "mlp_bias"),
     "SeedOssForCausalLM": Family("llama", "attention_bias", "attention_out_bias", "mlp_bias", head_dim=128),
@@ -175,11 +176,13 @@ def _sliding_window(
     When only some layers slide, the context is limited to the window: up to there, sliding and full attention
     are the same, so the model stays exact.
     """
-    if not family.sliding or raw.get("sliding_window") is None:
+    # A config may leave the field out, which is not the same as null: then the family's own window holds.
+    declared = raw.get("sliding_window", family.default_window)
+    if not family.sliding or declared is None:
         return None, max_position
     if family.architecture.startswith("qwen") and not raw.get("use_sliding_window"):
         return None, max_position
-    window = fields.integer("sliding_window")
+    window = fields.integer("sliding_window", family.default_window)
     if window >= max_position:
         return None, max_position
     kinds = raw.get("layer_types")

@@ -20,12 +20,12 @@ GetTensor = Callable[[str], Float32]
 def rms_norm(x: Float32, weight: Float32, eps: float) -> Float32:
     """x [..., n] scaled to unit root mean square over the last axis, times weight [n]."""
     scale = 1.0 / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(eps))
-    return x * scale.astype(np.float32) * weight
+    return np.asarray(x * scale * weight, np.float32)
 
 
 def silu(x: Float32) -> Float32:
     """x * sigmoid(x), without overflow for large negative x."""
-    return x / (1.0 + np.exp(-np.maximum(x, np.float32(-80.0))))
+    return np.asarray(x / (1.0 + np.exp(-np.maximum(x, np.float32(-80.0)))), np.float32)
 
 
 def rotate(x: Float32, positions: npt.NDArray[np.int64], config: ModelConfig) -> Float32:
@@ -36,7 +36,8 @@ def rotate(x: Float32, positions: npt.NDArray[np.int64], config: ModelConfig) ->
     cos = (np.cos(angles) * factor).astype(np.float32)[:, None, :]
     sin = (np.sin(angles) * factor).astype(np.float32)[:, None, :]
     first, second, rest = x[..., : rotary // 2], x[..., rotary // 2 : rotary], x[..., rotary:]
-    return np.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
+    turned = [first * cos - second * sin, second * cos + first * sin, rest]
+    return np.concatenate(turned, axis=-1, dtype=np.float32)
 
 
 def attend(q: Float32, k: Float32, v: Float32, scale: float, visible: npt.NDArray[np.bool_]) -> Float32:
@@ -46,7 +47,8 @@ def attend(q: Float32, k: Float32, v: Float32, scale: float, visible: npt.NDArra
     scores = np.einsum("nhd,mhd->hnm", q, k) * np.float32(scale)
     scores = np.where(visible[None], scores, np.float32(-np.inf))
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return np.einsum("hnm,mhd->nhd", scores / scores.sum(axis=-1, keepdims=True), v)
+    weights = scores / scores.sum(axis=-1, keepdims=True)
+    return np.asarray(np.einsum("hnm,mhd->nhd", weights, v), np.float32)
 
 
 def causal_mask(tokens: int, window: int | None) -> npt.NDArray[np.bool_]:
@@ -128,13 +130,13 @@ class Reference:
         attended = self._attention(layer, self._norm(layer, "attn_norm", x), positions, mask)
         if config.post_norms:
             attended = self._norm(layer, "attn_post_norm", attended)
-        x = x + attended * np.float32(config.residual_multiplier)
+        x = np.asarray(x + attended * config.residual_multiplier, np.float32)
         inner = self._norm(layer, "mlp_norm", x)
         gated = silu(self._linear(layer, "gate", inner)) * self._linear(layer, "up", inner)
         out = self._linear(layer, "down", gated)
         if config.post_norms:
             out = self._norm(layer, "mlp_post_norm", out)
-        return x + out * np.float32(config.residual_multiplier)
+        return np.asarray(x + out * config.residual_multiplier, np.float32)
 
     def _attention(
         self, layer: int, x: Float32, positions: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_]
