@@ -27,9 +27,7 @@ class BlockManager:
     # Keys and lookups
 
     def keys(self, sequence: Sequence) -> list[bytes]:
-        """Span keys of the sequence's known full blocks (of its whole prompt, when it is to become one
-        span).
-        """
+        """Span keys of the known full blocks, or of the whole prompt when it is to become one span."""
         request, keys = sequence.request, sequence.keys
         if request.kind is RequestKind.SPAN:
             if not keys:
@@ -77,8 +75,7 @@ class BlockManager:
         return True
 
     def may_append(self, sequence: Sequence) -> bool:
-        """Make the sequence's next token writable: a new page at a block boundary, a private copy of a
-        shared page.
+        """Make the next token writable: a new page at a block boundary, a private copy of a shared page.
 
         False when that needs a block and none is available."""
         if sequence.num_tokens > sequence.capacity:
@@ -101,9 +98,7 @@ class BlockManager:
         sequence.capacity += len(blocks) * self.block_size
 
     def commit(self, sequence: Sequence, num_tokens: int) -> list[bytes]:
-        """Count `num_tokens` more tokens as computed and cache the blocks that became full; returns their
-        keys.
-        """
+        """Count `num_tokens` more as computed and cache the blocks that became full; returns their keys."""
         start, end = sequence.num_computed, sequence.num_computed + num_tokens
         sequence.num_computed = end
         sequence.wanted_from = max(end, sequence.wanted_from)
@@ -128,8 +123,7 @@ class BlockManager:
             span = self.cache.insert(keys[index], [(block, self.block_size)], position, parents)
             if last is not None:
                 self.cache.release(last)  # held through its child from here on
-            # NOTE: when another sequence was faster, the cache kept its block and freed ours: same key,
-            # same KV.
+            # NOTE: when another sequence was faster, the cache kept its block and freed ours: same KV.
             sequence.pages.block[sequence.num_context_pages + index] = span.blocks[0][0]
             sequence.last_span = span
             sequence.num_span_pages = index + 1
@@ -147,9 +141,7 @@ class BlockManager:
         return [key]
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
-        """Let `child` share every computed page of `parent`; whoever writes first to the partial last page
-        copies it.
-        """
+        """Let `child` share the pages of `parent`; who writes first to the partial last page copies it."""
         child.pages = parent.pages.copy()
         for name in (
             "num_context_pages",
@@ -168,9 +160,7 @@ class BlockManager:
         parent.shared_tail = child.shared_tail = parent.num_computed % self.block_size != 0
 
     def free(self, sequence: Sequence) -> None:
-        """Take the sequence's own pages back; its full blocks stay in the span cache, its context stays
-        held.
-        """
+        """Take the sequence's own pages back; its spans stay in the cache and its context stays held."""
         if sequence.last_span is not None:
             self.cache.release(sequence.last_span)
             sequence.last_span = None

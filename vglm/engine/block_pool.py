@@ -174,9 +174,7 @@ class BlockPool:
         return new
 
     def trim(self) -> int:
-        """Give back the memory of the free tail without moving a block; returns the number of blocks given
-        back.
-        """
+        """Give back the memory of the free tail without moving a block; returns how many blocks that is."""
         top = len(self._ref_count)
         while top and not self._ref_count[top - 1]:
             top -= 1
@@ -216,9 +214,7 @@ class BlockPool:
         return dropped
 
     def check_integrity(self, owners: Mapping[int, int] | None = None) -> None:
-        """Assert block conservation; with `owners` ({block: references}) also that every reference has an
-        owner.
-        """
+        """Assert block conservation; with `owners` ({block: references}) also that each reference has one."""
         committed = len(self._ref_count)
         assert committed <= self.num_blocks, "more blocks committed than exist"
         assert len(self._valid) == committed, "valid counts and reference counts differ in length"

@@ -267,9 +267,7 @@ class EngineCore:
         )
 
     def check_integrity(self, held: Iterable[Span] = ()) -> None:
-        """Assert that every block and span reference has exactly one owner; `held` are spans that callers
-        hold.
-        """
+        """Assert that each block and span reference has one owner; `held` are spans that callers hold."""
         owners = self.cache.block_owners()
         users: dict[bytes, int] = {}
         sequences = [s for request in self.requests.values() for s in request.sequences]

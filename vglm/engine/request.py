@@ -44,8 +44,7 @@ class Status(enum.Enum):
 
 
 class PageTable:
-    """What a sequence attends to: (block, valid tokens) entries, spans of its context first, then its own
-    blocks.
+    """What a sequence attends to: (block, valid tokens), first of its context's spans, then its own blocks.
 
     `block` and `valid` are int32 arrays of which the first `num_pages` entries count. The valid count of
     the last page that a step touches is set by the step; every other own page is full.
@@ -89,8 +88,7 @@ class PageTable:
 class Sequence:
     """One growing run of tokens: the unit that the scheduler runs.
 
-    Token i stands at position `first_position + i` and in slot `i % block_size` of own page `i //
-    block_size`.
+    Token i stands at position `first_position + i`, in slot `i % block_size` of own page `i // block_size`.
 
         own pages  | spans (shared, cached) | private (one reference each) |
                    0                num_span_pages                  capacity / block_size
@@ -172,9 +170,7 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class PromptEmbeds:
-    """Embeddings in place of prompt tokens: `rows` float32 [k, hidden size] at ascending `positions` int32
-    [k].
-    """
+    """Embeddings in place of prompt tokens: `rows` float32 [k, H] at ascending `positions` int32 [k]."""
 
     positions: IntArray
     rows: FloatArray

@@ -180,9 +180,7 @@ class SpanCache:
         return span
 
     def make_room(self, num_blocks: int) -> bool:
-        """Evict idle spans until `num_blocks` are free; False, and nothing evicted, when that cannot be
-        reached.
-        """
+        """Evict idle spans until `num_blocks` are free; False, and nothing evicted, when that cannot be."""
         if num_blocks > self.num_available_blocks:
             return False
         while self.pool.num_free < num_blocks:
@@ -225,9 +223,7 @@ class SpanCache:
         return owners
 
     def check_integrity(self, users: Mapping[bytes, int] | None = None) -> None:
-        """Assert reference counts, closure under parents and eviction order; `users` is {key: direct
-        users}.
-        """
+        """Assert reference counts, parents and eviction order; `users` is {key: direct users}."""
         wanted = dict.fromkeys(self._spans, 0)
         order = {key: i for i, key in enumerate(self._idle)}
         for key, span in self._spans.items():

@@ -125,6 +125,7 @@ class Executor(Protocol):
 
     def execute(self, batch: StepBatch) -> StepResult:
         """Write the KV of every row into its page slot and answer every output row."""
+        ...
 
 
 class _Columns:
