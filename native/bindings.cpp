@@ -15,6 +15,7 @@ using namespace nb::literals;
 namespace vglm {
 
 void bind_kernels(nb::module_& m);
+void bind_peak(nb::module_& m);
 void bind_sampler(nb::module_& m);
 
 namespace {
@@ -318,5 +319,6 @@ NB_MODULE(_native, m) {
            "table_valid"_a, "output_rows"_a, "embed_rows"_a.none() = nb::none(), "embeds"_a.none() = nb::none());
 
   bind_kernels(m);
+  bind_peak(m);
   bind_sampler(m);
 }

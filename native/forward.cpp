@@ -25,12 +25,25 @@ Share share(int n, int unit, int t, int threads) {
 
 int groups(const Linear& w) { return w.n / kGroup; }
 
+// Zeroes the values of the slots of a tile that are not written yet. Attention gives them the weight 0, but 0 times the
+// NaN or infinity that another request has left there would be NaN.
+void clear_values(uint8_t* tile, const KVLayout& l, int valid) {
+  const int64_t size = l.int8 ? 1 : 2, pair = 2 * l.head_dim * size;
+  uint8_t* values = tile + l.plane_bytes();
+  if (valid % 2)
+    for (int64_t i = 0; i < l.head_dim; i++) memset(values + valid / 2 * pair + (2 * i + 1) * size, 0, (size_t)size);
+  const int whole = (valid + 1) / 2;
+  memset(values + whole * pair, 0, (size_t)((kTokenTile / 2 - whole) * pair));
+  if (l.int8) memset(tile + 2 * l.plane_bytes() + (kTokenTile + valid) * 4, 0, (size_t)(kTokenTile - valid) * 4);
+}
+
 }  // namespace
 
 int64_t Workspace::bytes() const {
   int64_t n = x.bytes() + q.bytes() + attention.bytes() + partials.bytes() + last.bytes() + logits.bytes() + shared.bytes();
   for (auto& b : own) n += b.bytes();
   for (auto& s : states) n += s.bytes();
+  for (auto& c : chunks) n += c.bytes();
   return n;
 }
 
@@ -47,6 +60,7 @@ void Pass::check() const {
   if (batch_.query_start[0] != 0 || batch_.query_start[batch_.sequences] != batch_.rows) refuse("query_start does not cover the rows");
   if (batch_.table_start[0] != 0 || batch_.table_start[batch_.sequences] != batch_.entries) refuse("table_start does not cover the table");
   for (int s = 0; s < batch_.sequences; s++) {
+    if (batch_.query_start[s + 1] < 0 || batch_.query_start[s + 1] > batch_.rows) refuse("query_start does not cover the rows");
     const int n = batch_.query_start[s + 1] - batch_.query_start[s];
     if (n < 1) refuse("sequence " + std::to_string(s) + " has no rows");
     if (batch_.table_start[s + 1] < batch_.table_start[s] || batch_.table_start[s + 1] > batch_.entries) refuse("table_start is not sorted");
@@ -111,6 +125,8 @@ void Pass::reserve() {
   work_.q.reserve((int64_t)batch_.rows * spec_.heads * spec_.head_dim);
   work_.attention.reserve((int64_t)batch_.rows * l.o.k);
   work_.states.resize((size_t)threads_);
+  work_.chunks.resize((size_t)threads_);
+  for (auto& c : work_.chunks) c.reserve(attend_scratch_bytes(spec_.head_dim));
   for (auto& s : work_.states) s.reserve((int64_t)kStateRows * 2 * (spec_.head_dim + 32));
   const bool rows = batch_.rows >= kRowsPerThread * threads_;
   if (rows) {
@@ -270,12 +286,14 @@ void Pass::rope_and_store(int layer, const Block& b, int row0, int row1) {
     int t = s.tile1 - 1;
     while (work_.plan.tiles[(size_t)t].begin > slot) t--;
     const PageTile& tile = work_.plan.tiles[(size_t)t];
+    const bool begins = tile.begin >= s.length - (s.row1 - s.row0);  // its first slot is written in this step
     for (int h = 0; h < spec_.kv_heads; h++, head += d) {
       if (l.k_norm) k_.rmsnorm(head, spec_.norm_dim, l.k_norm, spec_.eps);
       k_.rope(head, cos, sin, spec_.rotary_dim);
       if (layout.int8) k_.rotate(head, d);
-      k_.store_kv(kv_.head(tile.block, layer, h) + tile.tile * layout.tile_bytes(), slot - tile.begin, head,
-                  head + (int64_t)spec_.kv_heads * d, d, layout.int8);
+      uint8_t* data = kv_.head(tile.block, layer, h) + tile.tile * layout.tile_bytes();
+      k_.store_kv(data, slot - tile.begin, head, head + (int64_t)spec_.kv_heads * d, d, layout.int8);
+      if (begins && slot + 1 == tile.begin + tile.valid) clear_values(data, layout, tile.valid);
     }
   }
 }
@@ -332,7 +350,7 @@ void Pass::attend_segment(int layer, int kv_head, int sequence, int row0, int ro
     if (first >= n) break;
     const int num_tiles = chunk_tiles(layer, kv_head, s, c, tiles);
     k_.attend(&queries[(size_t)first], &limits[(size_t)first], n - first, tiles, num_tiles, d, kv_.layout().int8,
-              spec_.attention_scale, &out[(size_t)first]);
+              spec_.attention_scale, &out[(size_t)first], work_.chunks[(size_t)thread].get());
     for (int i = first; i < n; i++) k_.merge(at(state, i), out[(size_t)i], d);
   }
   for (int i = 0; i < n; i++) {
@@ -377,7 +395,7 @@ void Pass::attend_item(int layer, int kv_head, const AttentionItem& item, int th
         }
     }
     k_.attend(queries.data(), limits.data(), (int)queries.size(), tiles, num_tiles, spec_.head_dim, kv_.layout().int8,
-              spec_.attention_scale, out.data());
+              spec_.attention_scale, out.data(), work_.chunks[(size_t)thread].get());
   }
 }
 

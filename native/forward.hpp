@@ -22,6 +22,7 @@ struct Workspace {
   std::vector<RowBuffers> own;
   std::vector<SamplerScratch> samplers;
   std::vector<Buffer<float>> states;      // running softmax of a thread's rows
+  std::vector<Buffer<uint8_t>> chunks;    // a thread's copy of a chunk of K and V
   std::vector<int32_t> row_sequence, row_limit;
   AttentionPlan plan;
   int64_t bytes() const;

@@ -136,6 +136,8 @@ double attention(const std::string& isa, Matrix q, Matrix k, Matrix v, Ints limi
   Buffer<uint16_t> queries;
   queries.reserve((int64_t)rows * d);
   kernel.f32_to_bf16(q.data(), queries.get(), rows * d);
+  Buffer<uint8_t> scratch;
+  scratch.reserve(attend_scratch_bytes(d));
   Buffer<float> memory;
   memory.reserve((int64_t)rows * 2 * (d + 16));
   std::vector<Partial> state, fresh;
@@ -155,7 +157,8 @@ double attention(const std::string& isa, Matrix q, Matrix k, Matrix v, Ints limi
       memset(state[(size_t)r].out, 0, (size_t)d * 4);
     }
     for (int c = 0; c < num_tiles; c += per_chunk) {
-      kernel.attend(pointers.data(), limit.data(), rows, &tiles[(size_t)c], std::min(per_chunk, num_tiles - c), d, int8, scale, fresh.data());
+      kernel.attend(pointers.data(), limit.data(), rows, &tiles[(size_t)c], std::min(per_chunk, num_tiles - c), d, int8, scale, fresh.data(),
+                    scratch.get());
       for (int r = 0; r < rows; r++)
         if (limit.data()[r] > c * kTokenTile) kernel.merge(state[(size_t)r], fresh[(size_t)r], d);
     }

@@ -83,6 +83,11 @@ struct Partial {
   float* out;   // [head_dim]
 };
 
+inline int64_t attend_scratch_bytes(int head_dim) {
+  const int64_t depth = (head_dim + 31) / 32 * 32;
+  return 4 * kChunk * depth + 64 * depth + 192 * kChunk + 128 * depth;   // K and V of a chunk, 32 rows of Q, P, S and O
+}
+
 struct Kernels {
   const char* name;
   // y[rows, groups] = a @ w.T, then the epilogue. Rows and groups are half-open ranges; groups come in pairs.
@@ -103,12 +108,16 @@ struct Kernels {
   void (*bf16_to_f32)(const uint16_t* x, float* y, int n);
   // Writes one token's K and V into slot `slot` of a tile.
   void (*store_kv)(uint8_t* tile, int slot, const float* k, const float* v, int head_dim, bool int8);
+  // `scratch`: attend_scratch_bytes(head_dim), aligned to 64.
   // For each of `rows` queries (bf16 [head_dim]) the partial softmax over the slots < limit[row] of the tiles.
   void (*attend)(const uint16_t* const* q, const int32_t* limit, int rows, const KVTile* tiles, int num_tiles, int head_dim,
-                 bool int8, float scale, const Partial* out);
+                 bool int8, float scale, const Partial* out, uint8_t* scratch);
   // into = into + from, the softmax-weighted sum of two parts of a row's context; then out /= sum.
   void (*merge)(const Partial& into, const Partial& from, int head_dim);
   void (*divide)(float* out, float sum, int head_dim);
+  // Limits of the machine, for benchmarks: multiply-adds of registers alone (returns how many), and reading memory.
+  int64_t (*spin)(WeightType type, int64_t rounds);
+  int32_t (*read)(const uint8_t* data, int64_t bytes);
 };
 
 // Instruction sets that this build has and this processor runs, best first; the last is always "portable".

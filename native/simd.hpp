@@ -62,6 +62,7 @@ static VGLM_INLINE int32_t reduce_add(i32x16 a) { return _mm512_reduce_add_epi32
 static VGLM_INLINE f32x16 to_f32(i32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 
 static VGLM_INLINE bytes64 load_bytes(const void* p) { return {_mm512_loadu_si512(p)}; }
+static VGLM_INLINE void store_bytes(void* p, bytes64 x) { _mm512_storeu_si512(p, x.v); }
 static VGLM_INLINE bytes64 low_nibbles(bytes64 w) { return {_mm512_and_si512(w.v, _mm512_set1_epi8(15))}; }
 static VGLM_INLINE bytes64 high_nibbles(bytes64 w) {
   return {_mm512_and_si512(_mm512_srli_epi16(w.v, 4), _mm512_set1_epi8(15))};
@@ -201,6 +202,10 @@ static VGLM_INLINE f32x16 to_f32(i32x16 x) { return {_mm256_cvtepi32_ps(x.a), _m
 
 static VGLM_INLINE bytes64 load_bytes(const void* p) {
   return {_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)p + 1)};
+}
+static VGLM_INLINE void store_bytes(void* p, bytes64 x) {
+  _mm256_storeu_si256((__m256i*)p, x.a);
+  _mm256_storeu_si256((__m256i*)p + 1, x.b);
 }
 static VGLM_INLINE bytes64 low_nibbles(bytes64 w) {
   __m256i m = _mm256_set1_epi8(15);
@@ -353,6 +358,7 @@ static VGLM_INLINE int32_t reduce_add(i32x16 a) {
 }
 static VGLM_INLINE f32x16 to_f32(i32x16 a) { f32x16 r; VGLM_EACH4 r.v[i] = __builtin_convertvector(a.v[i], f32x4); return r; }
 static VGLM_INLINE bytes64 load_bytes(const void* p) { bytes64 r; memcpy(&r, p, 64); return r; }
+static VGLM_INLINE void store_bytes(void* p, const bytes64& x) { memcpy(p, &x, 64); }
 static VGLM_INLINE bytes64 low_nibbles(bytes64 w) { for (int i = 0; i < 64; i++) w.v[i] &= 15; return w; }
 static VGLM_INLINE bytes64 high_nibbles(bytes64 w) { for (int i = 0; i < 64; i++) w.v[i] >>= 4; return w; }
 static VGLM_INLINE i32x16 dot4(i32x16 acc, const bytes64& w, const int8_t* a) {

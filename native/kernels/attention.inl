@@ -6,7 +6,63 @@
 
 namespace vglm::VGLM_ISA_NAMESPACE {
 
-constexpr int kMaxHeadDim = 512;
+constexpr int kTilesInChunk = kChunk / kTokenTile;
+
+// A tile as the inner loops read it: planes of bf16, or of int8 that stand for bf16; scales are null for a bf16 cache.
+struct TileView {
+  const uint8_t *k, *v;
+  const float *k_scale, *v_scale;
+  int32_t begin, valid;
+};
+
+static VGLM_INLINE int seen_of(const TileView& tile, int32_t limit) {
+  const int seen = limit - tile.begin;
+  return seen < tile.valid ? seen : tile.valid;
+}
+
+static void view_tiles(const KVTile* tiles, int n, int head_dim, bool int8, TileView* out) {
+  const int64_t plane = (int64_t)kTokenTile * head_dim * (int8 ? 1 : 2);
+  for (int t = 0; t < n; t++) {
+    const float* scales = int8 ? (const float*)(tiles[t].data + 2 * plane) : nullptr;
+    out[t] = {tiles[t].data, tiles[t].data + plane, scales, scales ? scales + kTokenTile : nullptr, tiles[t].begin, tiles[t].valid};
+  }
+}
+
+// From raw dot products in s [tiles * 16] to weights in p (bf16), and the chunk's maximum and sum.
+static void softmax_row(float* s, uint16_t* p, const TileView* tiles, int n, int32_t limit, float scale, const Partial& out) {
+  f32x16 best = set1(-__builtin_inff());
+  for (int t = 0; t < n; t++) {
+    f32x16 factor = set1(scale);
+    if (tiles[t].k_scale) factor = factor * load(tiles[t].k_scale);
+    f32x16 x = load(s + t * kTokenTile) * factor;
+    const int seen = seen_of(tiles[t], limit);
+    if (seen < kTokenTile) x = first_lanes(x, seen, -__builtin_inff());
+    best = max(best, x);
+    store(s + t * kTokenTile, x);
+  }
+  const float m = reduce_max(best);
+  const f32x16 shift = set1(m > -__builtin_inff() ? m : 0.f);
+  f32x16 sum = zero_f32();
+  for (int t = 0; t < n; t++) {
+    f32x16 x = exp(load(s + t * kTokenTile) - shift);
+    const int seen = seen_of(tiles[t], limit);
+    if (seen < kTokenTile) x = first_lanes(x, seen, 0.f);
+    sum = sum + x;
+    if (tiles[t].v_scale) x = x * load(tiles[t].v_scale);
+    store_bf16(p + t * kTokenTile, x);
+  }
+  *out.max = m;
+  *out.sum = reduce_add(sum);
+}
+
+static VGLM_INLINE int visible_tiles(const TileView* tiles, int n, const int32_t* limit, int rows) {
+  int32_t furthest = 0;
+  for (int r = 0; r < rows; r++) furthest = limit[r] > furthest ? limit[r] : furthest;
+  while (n > 0 && tiles[n - 1].begin >= furthest) n--;
+  return n;
+}
+
+#ifndef VGLM_AMX
 
 template <bool Int8>
 static VGLM_INLINE bytes64 load_kv(const uint8_t* plane, int index) {  // 32 elements as bf16
@@ -15,101 +71,72 @@ static VGLM_INLINE bytes64 load_kv(const uint8_t* plane, int index) {  // 32 ele
 }
 
 template <bool Int8, int Rows>
-static VGLM_INLINE void scores_of_tile(const uint16_t* const* q, const uint8_t* k0, const uint8_t* k1, int head_dim,
-                                       f32x16 acc[Rows][2]) {
-  for (int r = 0; r < Rows; r++) acc[r][0] = acc[r][1] = zero_f32();
-  for (int i = 0; i < head_dim / 2; i++) {
-    bytes64 a = load_kv<Int8>(k0, i), b = load_kv<Int8>(k1, i);
+static VGLM_INLINE void scores_of_tiles(const uint16_t* const* q, const TileView* tiles, int n, int head_dim, float (*s)[kChunk]) {
+  for (int t = 0; t < n; t += 2) {
+    const int other = t + 1 < n ? t + 1 : t;  // the last of an odd number is computed twice
+    f32x16 acc[Rows][2];
+    for (int r = 0; r < Rows; r++) acc[r][0] = acc[r][1] = zero_f32();
+    for (int i = 0; i < head_dim / 2; i++) {
+      bytes64 a = load_kv<Int8>(tiles[t].k, i), b = load_kv<Int8>(tiles[other].k, i);
 #pragma GCC unroll 8
+      for (int r = 0; r < Rows; r++) {
+        acc[r][0] = dot2(acc[r][0], a, q[r] + 2 * i);
+        acc[r][1] = dot2(acc[r][1], b, q[r] + 2 * i);
+      }
+    }
     for (int r = 0; r < Rows; r++) {
-      acc[r][0] = dot2(acc[r][0], a, q[r] + 2 * i);
-      acc[r][1] = dot2(acc[r][1], b, q[r] + 2 * i);
+      store(s[r] + other * kTokenTile, acc[r][1]);
+      store(s[r] + t * kTokenTile, acc[r][0]);
     }
   }
 }
 
 template <bool Int8, int Rows, int Groups>
-static VGLM_INLINE void weighted_values(const uint16_t (*p)[kChunk], const KVTile* tiles, int num_tiles, int64_t plane,
-                                        int head_dim, int dim0, const Partial* out) {
+static VGLM_INLINE void weighted_values(const uint16_t (*p)[kChunk], const TileView* tiles, int n, int head_dim, int dim0,
+                                        const Partial* out) {
   f32x16 acc[Rows][Groups];
   for (int r = 0; r < Rows; r++)
     for (int g = 0; g < Groups; g++) acc[r][g] = zero_f32();
-  for (int t = 0; t < num_tiles; t++) {
-    const uint8_t* v = tiles[t].data + plane;
+  for (int t = 0; t < n; t++)
     for (int pair = 0; pair < kTokenTile / 2; pair++) {
       bytes64 b[Groups];
 #pragma GCC unroll 4
-      for (int g = 0; g < Groups; g++) b[g] = load_kv<Int8>(v, (pair * head_dim + dim0) / 16 + g);
+      for (int g = 0; g < Groups; g++) b[g] = load_kv<Int8>(tiles[t].v, (pair * head_dim + dim0) / 16 + g);
 #pragma GCC unroll 8
       for (int r = 0; r < Rows; r++)
 #pragma GCC unroll 4
         for (int g = 0; g < Groups; g++) acc[r][g] = dot2(acc[r][g], b[g], p[r] + t * kTokenTile + 2 * pair);
     }
-  }
   for (int r = 0; r < Rows; r++)
     for (int g = 0; g < Groups; g++) store(out[r].out + dim0 + g * kGroup, acc[r][g]);
 }
 
 template <bool Int8, int Rows>
-static void attend_rows(const uint16_t* const* q, const int32_t* limit, const KVTile* tiles, int num_tiles, int head_dim,
-                        float scale, const Partial* out) {
+static void attend_rows(const uint16_t* const* q, const int32_t* limit, const TileView* tiles, int n, int head_dim, float scale,
+                        const Partial* out) {
   alignas(64) float s[Rows][kChunk];
   alignas(64) uint16_t p[Rows][kChunk];
-  const int64_t plane = (int64_t)kTokenTile * head_dim * (Int8 ? 1 : 2);
-  int32_t furthest = 0;
-  for (int r = 0; r < Rows; r++) furthest = limit[r] > furthest ? limit[r] : furthest;
-  while (num_tiles > 0 && tiles[num_tiles - 1].begin >= furthest) num_tiles--;  // nothing there that a row may see
-
-  f32x16 best[Rows];
-  for (int r = 0; r < Rows; r++) best[r] = set1(-__builtin_inff());
-  for (int t = 0; t < num_tiles; t += 2) {
-    const int two = t + 1 < num_tiles ? 1 : 0;
-    f32x16 acc[Rows][2];
-    scores_of_tile<Int8, Rows>(q, tiles[t].data, tiles[t + two].data, head_dim, acc);
-    for (int half = 0; half <= two; half++) {
-      const KVTile& tile = tiles[t + half];
-      f32x16 factor = set1(scale);
-      if constexpr (Int8) factor = factor * load((const float*)(tile.data + 2 * plane));
-      for (int r = 0; r < Rows; r++) {
-        int seen = limit[r] - tile.begin < tile.valid ? limit[r] - tile.begin : tile.valid;
-        f32x16 x = acc[r][half] * factor;
-        if (seen < kTokenTile) x = first_lanes(x, seen, -__builtin_inff());
-        best[r] = max(best[r], x);
-        store(&s[r][(t + half) * kTokenTile], x);
-      }
-    }
-  }
-  for (int r = 0; r < Rows; r++) {
-    float m = reduce_max(best[r]);
-    f32x16 sum = zero_f32(), shift = set1(m > -__builtin_inff() ? m : 0.f);
-    for (int t = 0; t < num_tiles; t++) {
-      const KVTile& tile = tiles[t];
-      int seen = limit[r] - tile.begin < tile.valid ? limit[r] - tile.begin : tile.valid;
-      f32x16 x = exp(load(&s[r][t * kTokenTile]) - shift);
-      if (seen < kTokenTile) x = first_lanes(x, seen, 0.f);
-      sum = sum + x;
-      if constexpr (Int8) x = x * load((const float*)(tile.data + 2 * plane) + kTokenTile);
-      store_bf16(&p[r][t * kTokenTile], x);
-    }
-    *out[r].max = m;
-    *out[r].sum = reduce_add(sum);
-  }
+  n = visible_tiles(tiles, n, limit, Rows);
+  scores_of_tiles<Int8, Rows>(q, tiles, n, head_dim, s);
+  for (int r = 0; r < Rows; r++) softmax_row(s[r], p[r], tiles, n, limit[r], scale, out[r]);
   int dim = 0;
-  for (; dim + 64 <= head_dim; dim += 64) weighted_values<Int8, Rows, 4>(p, tiles, num_tiles, plane, head_dim, dim, out);
-  for (; dim < head_dim; dim += 16) weighted_values<Int8, Rows, 1>(p, tiles, num_tiles, plane, head_dim, dim, out);
+  for (; dim + 64 <= head_dim; dim += 64) weighted_values<Int8, Rows, 4>(p, tiles, n, head_dim, dim, out);
+  for (; dim < head_dim; dim += 16) weighted_values<Int8, Rows, 1>(p, tiles, n, head_dim, dim, out);
 }
 
-template <bool Int8>
-static void attend_all(const uint16_t* const* q, const int32_t* limit, int rows, const KVTile* tiles, int num_tiles,
-                       int head_dim, float scale, const Partial* out) {
 #if defined(__AVX512F__)
-  constexpr int kFull = 6;
+constexpr int kQueryRows = 6;
 #else
-  constexpr int kFull = 2;
+constexpr int kQueryRows = 2;
 #endif
+
+template <bool Int8>
+static void attend_all(const uint16_t* const* q, const int32_t* limit, int rows, const TileView* tiles, int n, int head_dim,
+                       float scale, const Partial* out) {
   int r = 0;
-  for (; r + kFull <= rows; r += kFull) attend_rows<Int8, kFull>(q + r, limit + r, tiles, num_tiles, head_dim, scale, out + r);
-#define VGLM_CALL(R) if constexpr (R < kFull) attend_rows<Int8, R>(q + r, limit + r, tiles, num_tiles, head_dim, scale, out + r)
+  for (; r + kQueryRows <= rows; r += kQueryRows)
+    attend_rows<Int8, kQueryRows>(q + r, limit + r, tiles, n, head_dim, scale, out + r);
+#define VGLM_CALL(R) if constexpr (R < kQueryRows) attend_rows<Int8, R>(q + r, limit + r, tiles, n, head_dim, scale, out + r)
   switch (rows - r) {
     case 1: VGLM_CALL(1); break;
     case 2: VGLM_CALL(2); break;
@@ -121,13 +148,36 @@ static void attend_all(const uint16_t* const* q, const int32_t* limit, int rows,
 #undef VGLM_CALL
 }
 
-static void attend(const uint16_t* const* q, const int32_t* limit, int rows, const KVTile* tiles, int num_tiles, int head_dim,
-                   bool int8, float scale, const Partial* out) {
-  if (int8)
-    attend_all<true>(q, limit, rows, tiles, num_tiles, head_dim, scale, out);
-  else
-    attend_all<false>(q, limit, rows, tiles, num_tiles, head_dim, scale, out);
+// int8 planes as bf16, for many rows that read them again and again.
+static void widen_tiles(TileView* tiles, int n, int head_dim, uint8_t* scratch) {
+  const int64_t plane = (int64_t)kTokenTile * head_dim * 2;
+  for (int t = 0; t < n; t++) {
+    uint8_t *k = scratch + 2 * t * plane, *v = k + plane;
+    for (int i = 0; i < head_dim / 2; i++) {
+      store_bytes(k + i * 64, load_kv<true>(tiles[t].k, i));
+      store_bytes(v + i * 64, load_kv<true>(tiles[t].v, i));
+    }
+    tiles[t].k = k;
+    tiles[t].v = v;
+  }
 }
+
+static void attend(const uint16_t* const* q, const int32_t* limit, int rows, const KVTile* tiles, int num_tiles, int head_dim,
+                   bool int8, float scale, const Partial* out, uint8_t* scratch) {
+  TileView views[kTilesInChunk];
+  view_tiles(tiles, num_tiles, head_dim, int8, views);
+  num_tiles = visible_tiles(views, num_tiles, limit, rows);
+  if (int8 && rows >= 2 * kQueryRows) {
+    widen_tiles(views, num_tiles, head_dim, scratch);
+    int8 = false;
+  }
+  if (int8)
+    attend_all<true>(q, limit, rows, views, num_tiles, head_dim, scale, out);
+  else
+    attend_all<false>(q, limit, rows, views, num_tiles, head_dim, scale, out);
+}
+
+#endif
 
 static void merge(const Partial& into, const Partial& from, int head_dim) {
   const float m = *into.max > *from.max ? *into.max : *from.max;

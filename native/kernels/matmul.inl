@@ -33,8 +33,9 @@ static VGLM_INLINE f32x16 scaled(const Linear& w, const Activations& a, int row,
   return to_f32(acc) * set1(a.scale[row]) * load(w.scale + group * kGroup);
 }
 
+// The first block of rows to read a panel of weights brings the next panel into the cache.
 template <int Rows, int Groups>
-static void int8_tile(const Linear& w, const Activations& a, int row, int group, const Epilogue& e) {
+static void int8_tile(const Linear& w, const Activations& a, int row, int group, bool first, const Epilogue& e) {
   i32x16 acc[Rows][Groups];
   for (int r = 0; r < Rows; r++)
     for (int g = 0; g < Groups; g++) acc[r][g] = zero_i32();
@@ -44,7 +45,10 @@ static void int8_tile(const Linear& w, const Activations& a, int row, int group,
   for (int k = 0; k < w.k; k += 4) {
     bytes64 b[Groups];
 #pragma GCC unroll 4
-    for (int g = 0; g < Groups; g++) b[g] = load_bytes(p + g * stride + k * kGroup);
+    for (int g = 0; g < Groups; g++) {
+      if (first) __builtin_prefetch(p + (g + Groups) * stride + k * kGroup);
+      b[g] = load_bytes(p + g * stride + k * kGroup);
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; r++)
 #pragma GCC unroll 4
@@ -85,7 +89,7 @@ static void int8_stream(const Linear& w, const Activations& a, int row, int grou
 }
 
 template <int Rows, int Groups>
-static void bf16_tile(const Linear& w, const Activations& a, int row, int group, const Epilogue& e) {
+static void bf16_tile(const Linear& w, const Activations& a, int row, int group, bool first, const Epilogue& e) {
   f32x16 acc[Rows][Groups];
   for (int r = 0; r < Rows; r++)
     for (int g = 0; g < Groups; g++) acc[r][g] = zero_f32();
@@ -97,7 +101,7 @@ static void bf16_tile(const Linear& w, const Activations& a, int row, int group,
 #pragma GCC unroll 4
     for (int g = 0; g < Groups; g++) {
       const uint8_t* q = p + g * stride + k * kGroup * 2;
-      if (Rows <= 4) __builtin_prefetch(q + VGLM_PREFETCH);
+      if (first) __builtin_prefetch(q + Groups * stride);
       b[g] = load_bytes(q);
     }
 #pragma GCC unroll 16
@@ -184,9 +188,9 @@ static void matmul_int8(const Linear& w, const Activations& a, int row0, int row
   }
   for (int g = group0; g < group1; g += 2) {
     int row = row0;
-    for (; row + kRows <= row1; row += kRows) int8_tile<kRows, 2>(w, a, row, g, e);
+    for (; row + kRows <= row1; row += kRows) int8_tile<kRows, 2>(w, a, row, g, row == row0, e);
     int rest = row1 - row;
-#define VGLM_CALL(R) if constexpr (R < kRows) int8_tile<R, 2>(w, a, row, g, e)
+#define VGLM_CALL(R) if constexpr (R < kRows) int8_tile<R, 2>(w, a, row, g, row == row0, e)
     VGLM_REMAINDER(VGLM_CALL)
 #undef VGLM_CALL
   }
@@ -197,7 +201,7 @@ static void matmul_bf16(const Linear& w, const Activations& a, int row0, int row
   if (row1 - row0 <= 4) {
     int g = group0;
     for (; g + 4 <= group1; g += 4) {
-#define VGLM_CALL(R) bf16_tile<R, 4>(w, a, row0, g, e)
+#define VGLM_CALL(R) bf16_tile<R, 4>(w, a, row0, g, true, e)
       switch (row1 - row0) {
         case 1: VGLM_CALL(1); break;
         case 2: VGLM_CALL(2); break;
@@ -210,9 +214,9 @@ static void matmul_bf16(const Linear& w, const Activations& a, int row0, int row
   }
   for (int g = group0; g < group1; g += 2) {
     int row = row0;
-    for (; row + kRows <= row1; row += kRows) bf16_tile<kRows, 2>(w, a, row, g, e);
+    for (; row + kRows <= row1; row += kRows) bf16_tile<kRows, 2>(w, a, row, g, row == row0, e);
     int rest = row1 - row;
-#define VGLM_CALL(R) if constexpr (R < kRows) bf16_tile<R, 2>(w, a, row, g, e)
+#define VGLM_CALL(R) if constexpr (R < kRows) bf16_tile<R, 2>(w, a, row, g, row == row0, e)
     VGLM_REMAINDER(VGLM_CALL)
 #undef VGLM_CALL
   }
