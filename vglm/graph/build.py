@@ -89,17 +89,20 @@ class GraphBuilder:
 
         `code`, from `attributes_code`, stands for attributes that were checked before.
         """
-        limits = self._limits
-        if len(self._sources) >= limits.edges:
-            raise GraphError(f"{where}: more than {limits.edges:,} edges")
         start = self._end(source, where, "source")
         end = self._end(target, where, "target")
-        label = checked_text(relation, f"{where}.relation", limits.relation, empty=False)
+        label = checked_text(relation, f"{where}.relation", self._limits.relation, empty=False)
         if code is None:
             code = self.attributes_code({} if attributes is None else attributes, where)
-        self._sources.append(start)
-        self._relations.append(label)
-        self._targets.append(end)
+        self.append_checked(start, label, end, code)
+
+    def append_checked(self, source: str, relation: str, target: str, code: int) -> None:
+        """`add_edge` for a reader that has checked every value already, and has millions of them."""
+        if len(self._sources) >= self._limits.edges:
+            raise GraphError(f"more than {self._limits.edges:,} edges")
+        self._sources.append(source)
+        self._relations.append(relation)
+        self._targets.append(target)
         self._attributes.append(code)
 
     def _end(self, node_id: object, where: str, field: str) -> str:

@@ -9,44 +9,20 @@ from __future__ import annotations
 import difflib
 import re
 import time
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from vglm.errors import GraphError
 from vglm.graph import cache
-from vglm.graph.annotations import HAS_PHENOTYPE
-from vglm.graph.build import GraphBuilder
 from vglm.graph.graph import Graph
+from vglm.graph.hpoa import read_annotations
 from vglm.graph.limits import shown
-from vglm.graph.obo import MAX_LINE, Ontology, read_obo
+from vglm.graph.obo import read_obo
 from vglm.graph.ranking import DiseaseRanker
 from vglm.graph.ranking_index import RankingIndex
 
-PHENOTYPIC_ABNORMALITY = "HP:0000118"
-COLUMNS = [
-    *("database_id", "disease_name", "qualifier", "hpo_id", "reference", "evidence"),
-    *("onset", "frequency", "sex", "modifier", "aspect", "biocuration"),
-]
-RELATIONS = {
-    "P": HAS_PHENOTYPE,
-    "I": "has inheritance",
-    "C": "has clinical course",
-    "M": "has clinical modifier",
-    "H": "has medical history",
-}
 _WORD = re.compile(r"\w+")
-# Midpoints of the ranges that define the ontology's frequency terms.
-FREQUENCY_TERMS = {
-    "HP:0040280": (1.0, "obligate"),
-    "HP:0040281": (0.895, "very frequent, 80-99 %"),
-    "HP:0040282": (0.545, "frequent, 30-79 %"),
-    "HP:0040283": (0.17, "occasional, 5-29 %"),
-    "HP:0040284": (0.025, "very rare, 1-4 %"),
-    "HP:0040285": (0.0, "excluded, 0 %"),
-}
 
 
 @dataclass(frozen=True)
@@ -154,154 +130,3 @@ def _to_cache(path: Path, key: str, hpo: HPO) -> None:
         "obsolete": hpo.obsolete,
     }
     cache.write(path, key, meta, {**arrays, **hpo.ranker.index.to_arrays()})
-
-
-def read_annotations(path: str | Path, ontology: Ontology) -> Graph:
-    """Reads a `phenotype.hpoa` file and joins it with its ontology; raises GraphError naming line and
-    column."""
-    path = Path(path)
-    try:
-        with path.open(encoding="utf-8") as lines:
-            return parse_annotations(lines, ontology, path.name)
-    except OSError as error:
-        raise GraphError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise GraphError(f"{path}: is not UTF-8 text (byte {error.start})") from error
-
-
-def parse_annotations(lines: Iterable[str], ontology: Ontology, source: str = "hpoa") -> Graph:
-    """Parses the lines of an annotation file into one graph with the ontology's current terms."""
-    builder = GraphBuilder()
-    _add_terms(builder, ontology)
-    current = _resolver(ontology)
-    names: dict[str, list[str]] = {}
-    first_line: dict[str, int] = {}
-    codes: dict[tuple[str, ...], int] = {}
-    header_seen = False
-    for number, line in enumerate(lines, 1):
-        if line[:1] == "#" or line.isspace():
-            continue
-        where = f"{source}, line {number}"
-        if len(line) > MAX_LINE:
-            raise GraphError(f"{where}: {len(line):,} characters, the limit is {MAX_LINE:,}")
-        fields = line.rstrip("\r\n").split("\t")
-        if not header_seen:
-            if fields != COLUMNS:
-                raise GraphError(
-                    f"{where}: expected the columns {', '.join(COLUMNS)}, found {shown(line.strip())}"
-                )
-            header_seen = True
-            continue
-        if len(fields) != len(COLUMNS):
-            raise GraphError(f"{where}: expected {len(COLUMNS)} columns, found {len(fields)}")
-        disease, name, qualifier, term, *details, aspect, _ = fields
-        known = names.setdefault(disease, [])
-        first_line.setdefault(disease, number)
-        if name not in known:
-            known.append(name)
-        code = codes.get(tuple(details))
-        if code is None:
-            code = codes[tuple(details)] = builder.attributes_code(_attributes(details, where), where)
-        builder.add_edge(
-            disease, _relation(aspect, qualifier, where), current(term, where), where=where, code=code
-        )
-    if not header_seen:
-        raise GraphError(f"{source}: has no header line; is it an HPO annotation file?")
-    for disease, known in names.items():
-        where = f"{source}, line {first_line[disease]}"
-        builder.add_node(disease, known[0], "disease", "", known[1:], where=where)
-    return builder.build()
-
-
-def _add_terms(builder: GraphBuilder, ontology: Ontology) -> None:
-    """Adds the terms: type "phenotype" below Phenotypic abnormality, "term" for modes of inheritance and
-    the like."""
-    abnormal = _descendants(ontology, PHENOTYPIC_ABNORMALITY)
-    retired: dict[str, list[str]] = {}
-    for old, new in ontology.replacements().items():
-        retired.setdefault(new, []).append(old)
-    for term in ontology.terms.values():
-        if term.obsolete:
-            continue
-        builder.add_node(
-            term.id,
-            term.name or term.id,
-            "phenotype" if term.id in abnormal else "term",
-            term.definition,
-            term.synonyms,
-            {"alternative_ids": sorted(retired[term.id])} if term.id in retired else None,
-            f"{ontology.source}, line {term.line}",
-        )
-    ontology.add_edges_to(builder)
-
-
-def _descendants(ontology: Ontology, root: str) -> set[str]:
-    children: dict[str, list[str]] = {}
-    for term in ontology.terms.values():
-        for parent in () if term.obsolete else term.parents:
-            children.setdefault(parent, []).append(term.id)
-    found, waiting = {root}, [root]
-    while waiting:
-        fresh = [child for child in children.get(waiting.pop(), ()) if child not in found]
-        found.update(fresh)
-        waiting.extend(fresh)
-    return found
-
-
-def _resolver(ontology: Ontology) -> Callable[[str, str], str]:
-    replacements = ontology.replacements()
-
-    def current(term: str, where: str) -> str:
-        found = ontology.terms.get(term)
-        if found is not None and not found.obsolete:
-            return term
-        if term in replacements:
-            return replacements[term]
-        raise GraphError(
-            f"{where}, hpo_id: {shown(term)} is no current term of {ontology.source}; "
-            "are both files of the same release?"
-        )
-
-    return current
-
-
-def _relation(aspect: str, qualifier: str, where: str) -> str:
-    relation = RELATIONS.get(aspect)
-    if relation is None:
-        raise GraphError(f"{where}, aspect: expected one of {' '.join(RELATIONS)}, found {shown(aspect)}")
-    if qualifier not in ("", "NOT"):
-        raise GraphError(f"{where}, qualifier: expected nothing or NOT, found {shown(qualifier)}")
-    return relation.replace("has ", "does not have ", 1) if qualifier else relation
-
-
-def _attributes(details: list[str], where: str) -> dict[str, Any]:
-    reference, evidence, onset, frequency, sex, modifier = details
-    attributes: dict[str, Any] = {"references": [r for r in reference.split(";") if r], "evidence": evidence}
-    if frequency:
-        attributes["frequency"], attributes["frequency_label"] = parse_frequency(frequency, where)
-    if onset:
-        attributes["onset"] = onset
-    if sex:
-        attributes["sex"] = sex.lower()
-    if modifier:
-        attributes["modifiers"] = [m for m in modifier.split(";") if m]
-    return attributes
-
-
-def parse_frequency(text: str, where: str = "frequency") -> tuple[float, str]:
-    """Value in 0..1 and label of "n/m", "p%" or a frequency term; raises GraphError for anything else."""
-    if text in FREQUENCY_TERMS:
-        return FREQUENCY_TERMS[text]
-    try:
-        if text.endswith("%"):
-            value = float(text[:-1]) / 100
-        else:
-            affected, examined = (int(part) for part in text.split("/"))
-            value = affected / examined
-    except (ValueError, ZeroDivisionError):
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise GraphError(
-            f"{where}, frequency: expected n/m, a percentage or a frequency term, found {shown(text)}"
-        )
-    return value, text

@@ -49,7 +49,7 @@ def read_patient(name_or_path: str | Path, hpo: HPO) -> Patient:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise GraphError(
-            f"{path}: cannot be read: {error.strerror or error}; cases that come with vGLM: {', '.join(known_cases())}"
+            f"{path}: cannot be read: {error.strerror or error}; cases of vGLM: {', '.join(known_cases())}"
         ) from error
     except (ValueError, RecursionError) as error:
         raise GraphError(f"{path}: is not JSON: {error}") from error

@@ -11,8 +11,11 @@ from vglm.graph.graph import Graph
 from vglm.graph.hpo import HPO
 from vglm.graph.text import GraphText, TextOptions, graph_text
 
-SYSTEM = "You are a medical assistant. You explain why a disease fits a patient. You use only the facts in the graph."
-# One worked example: without it a small model writes what it remembers about the disease instead of what the graph says.
+SYSTEM = (
+    "You are a medical assistant. "
+    "You explain why a disease fits a patient. You use only the facts in the graph."
+)
+# One worked example: without it a small model writes what it remembers, not what the graph says.
 EXAMPLE_QUESTION = """Graph:
 Cystic fibrosis (disease)
 - has phenotype: Bronchiectasis (frequency 45/60)
@@ -23,9 +26,9 @@ Patient: Bronchiectasis, Exocrine pancreatic insufficiency, Recurrent pneumonia.
 
 Question: Why is Cystic fibrosis a candidate for this patient?"""
 EXAMPLE_ANSWER = (
-    "Cystic fibrosis is a candidate because the graph links it to three findings of the patient: bronchiectasis, "
-    "which was seen in 45 of 60 patients, exocrine pancreatic insufficiency, which is very frequent, and recurrent "
-    "pneumonia."
+    "Cystic fibrosis is a candidate because the graph links it to three findings of the patient: "
+    "bronchiectasis, which was seen in 45 of 60 patients, exocrine pancreatic insufficiency, which is very "
+    "frequent, and recurrent pneumonia."
 )
 PROMPT_TEXT = TextOptions(definitions=False, references=0, bare_nodes=False)
 LONGEST_NAME = 10  # words; longer phenotype names are not looked for in an answer
@@ -59,7 +62,8 @@ def question(
     them."""
     text = graph_text(evidence_graph(graph, [candidate]), count_tokens, budget, [candidate.id], PROMPT_TEXT)
     names = ", ".join(graph.name_of(finding) for finding in findings)
-    asked = f"Graph:\n{text.text}\n\nPatient: {names}.\n\nQuestion: Why is {candidate.name} a candidate for this patient?"
+    why = f"Why is {candidate.name} a candidate for this patient?"
+    asked = f"Graph:\n{text.text}\n\nPatient: {names}.\n\nQuestion: {why}"
     messages = [
         {"role": "system", "content": SYSTEM},
         {"role": "user", "content": EXAMPLE_QUESTION},

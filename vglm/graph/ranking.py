@@ -26,11 +26,12 @@ import numpy as np
 import numpy.typing as npt
 
 from vglm.errors import GraphError
-from vglm.graph.annotations import Annotations, pool
-from vglm.graph.evidence import Candidate, Evidence, explain_excluded, explain_finding
+from vglm.graph.annotations import HAS_PHENOTYPE, Annotations, pool
+from vglm.graph.evidence import Candidate, Evidence, explain
 from vglm.graph.graph import Graph
 from vglm.graph.limits import shown
-from vglm.graph.ranking_index import MAX_FREQUENCY, RankingIndex
+from vglm.graph.profile import Profile
+from vglm.graph.ranking_index import RankingIndex
 
 Method = Literal["likelihood", "resnik"]
 Floats = npt.NDArray[np.float64]
@@ -124,31 +125,26 @@ class DiseaseRanker:
         """
         present, absent = self._checked(findings, excluded)
         index = self.index
-        missing: dict[int, float] = {}  # ancestor -> log P(not the ancestor | disease)
-        for term, frequency in zip(annotations.terms.tolist(), annotations.frequencies.tolist(), strict=True):
-            for ancestor in index.ancestors(term).tolist():
-                missing[ancestor] = missing.get(ancestor, 0.0) + math.log1p(-min(frequency, MAX_FREQUENCY))
-        held = {ancestor: min(-math.expm1(log), MAX_FREQUENCY) for ancestor, log in missing.items()}
+        profile = Profile(index, annotations)
         score = 0.0
         for finding in present:
-            shared = [ancestor for ancestor in index.ancestors(finding).tolist() if ancestor in held]
             if method == "resnik":
+                shared = (a for a in index.ancestors(finding).tolist() if a in profile.below)
                 score += max((float(index.information_content[a]) for a in shared), default=0.0)
             else:
-                lift = max((held[a] / float(index.background[a]) for a in shared), default=0.0)
-                score += math.log(NOISE + (1 - NOISE) * lift)
+                score += math.log(NOISE + (1 - NOISE) * profile.best_match(index, finding)[1])
         if method == "resnik":
             return score
         predicted = float(annotations.frequencies.sum()) + BREADTH_OFFSET
         score -= len(present) * BREADTH_WEIGHT * (math.log(predicted) - self._log_mean_breadth)
-        frequencies = (held.get(finding, 0.0) for finding in absent)
+        frequencies = (profile.frequency.get(finding, 0.0) for finding in absent)
         return score + sum(math.log1p(-EXCLUSION_TRUST * f) for f in frequencies if f >= NEARLY_OBLIGATE)
 
     def annotations_of(self, disease: str, without_references: Iterable[str] = ()) -> Annotations:
         """A disease's pooled annotations, leaving out those whose only references are the given ones."""
         dropped = frozenset(without_references)
         node = self.graph.index_of(disease)
-        edges = self.graph.edge_indices(node, "out", "has phenotype")
+        edges = self.graph.edge_indices(node, "out", HAS_PHENOTYPE)
         if dropped:
             references = (
                 frozenset(self.graph.edge_at(int(e)).attributes.get("references", ())) for e in edges
@@ -173,14 +169,18 @@ class DiseaseRanker:
     def _candidate(
         self, place: int, row: int, score: float, present: list[int], absent: list[int]
     ) -> Candidate:
-        evidence: list[Evidence] = [
-            explain_finding(self.graph, self.index, row, finding, NOISE) for finding in present
-        ]
-        evidence.sort(key=lambda item: (-item.log_ratio, item.finding))
-        against = [
-            explain_excluded(self.graph, self.index, row, finding, math.log1p(-EXCLUSION_TRUST * frequency))
-            for finding in absent
-            if (frequency := self.index.frequency(finding, row)) >= NEARLY_OBLIGATE
-        ]
         node = self.graph.node_at(int(self.index.diseases[row]))
+        profile = Profile(self.index, self.index.annotations(row))
+        evidence: list[Evidence] = []
+        for finding in present:
+            ancestor, lift = profile.best_match(self.index, finding)
+            weight = math.log(NOISE + (1 - NOISE) * lift)
+            evidence.append(explain(self.graph, self.index, node.id, profile, finding, ancestor, weight))
+        evidence.sort(key=lambda item: (-item.log_ratio, item.finding))
+        against: list[Evidence] = []
+        for finding in absent:
+            frequency = profile.frequency.get(finding, 0.0)
+            if frequency >= NEARLY_OBLIGATE:
+                weight = math.log1p(-EXCLUSION_TRUST * frequency)
+                against.append(explain(self.graph, self.index, node.id, profile, finding, finding, weight))
         return Candidate(place, node.id, node.name, score, tuple(evidence), tuple(against))

@@ -82,13 +82,11 @@ class RankingIndex:
         """Where the diseases with an annotation at or below `node` stand in the holder arrays."""
         return slice(int(self.holder_starts[node]), int(self.holder_starts[node + 1]))
 
-    def frequency(self, node: int, row: int) -> float:
-        """P(node | disease), 0 when the disease has no annotation at or below the node."""
-        found = self.holders(node)
-        position = found.start + int(np.searchsorted(self.holder_rows[found], row))
-        if position == found.stop or self.holder_rows[position] != row:
-            return 0.0
-        return float(self.holder_frequencies[position])
+    def annotations(self, row: int) -> Annotations:
+        """The annotations of the disease in a row."""
+        own = slice(int(self.annotation_starts[row]), int(self.annotation_starts[row + 1]))
+        diseases = np.full(own.stop - own.start, self.diseases[row], np.int32)
+        return Annotations(diseases, self.annotation_terms[own], self.annotation_frequencies[own])
 
     @cached_property
     def information_content(self) -> npt.NDArray[np.float32]:
