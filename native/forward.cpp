@@ -164,20 +164,12 @@ void Pass::by_rows() {
       for (int u; (u = next[(size_t)l].fetch_add(1)) < units;) {
         const int base = u * unit_, rows = std::min(unit_, batch_.rows - base);
         Block b{buffers, base, rows};
-        if (l == 0) {
+        if (l == 0)
           embed(base, base + rows);
-        } else {
-          const Layer& w = w_.layers[(size_t)l - 1];
-          attend_rows(l - 1, t, base, base + rows);
-          attention_output(l - 1, b, 0, rows);
-          project_o(l - 1, b, 0, rows, 0, groups(w.o));
-          add_post_norm(w.attn_post_norm, b, 0, rows);
-          mlp_input(l - 1, b, 0, rows);
-          gate_up(l - 1, b, 0, rows, 0, groups(w.gate_up));
-          mlp_output(l - 1, b, 0, rows);
-          down(l - 1, b, 0, rows, 0, groups(w.down));
-          add_post_norm(w.mlp_post_norm, b, 0, rows);
-        }
+        else if (l < layers)
+          after_attention_input(l - 1, b, t, 0, rows);
+        else
+          after_attention_input(l - 1, b, t, first_output(base, base + rows) - base, last_output(base, base + rows) - base);
         if (l < layers) {
           attention_input(l, b, 0, rows);
           project_qkv(l, b, 0, rows, 0, groups(w_.layers[(size_t)l].qkv));
@@ -187,6 +179,35 @@ void Pass::by_rows() {
       pool_.barrier();
     }
   });
+}
+
+// The rest of a layer once all its keys and values are written. Of the last layer, only rows whose output is wanted need it.
+void Pass::after_attention_input(int layer, const Block& b, int thread, int row0, int row1) {
+  if (row0 >= row1) return;
+  const Layer& w = w_.layers[(size_t)layer];
+  attend_rows(layer, thread, b.base + row0, b.base + row1);
+  attention_output(layer, b, row0, row1);
+  project_o(layer, b, row0, row1, 0, groups(w.o));
+  add_post_norm(w.attn_post_norm, b, row0, row1);
+  mlp_input(layer, b, row0, row1);
+  gate_up(layer, b, row0, row1, 0, groups(w.gate_up));
+  mlp_output(layer, b, row0, row1);
+  down(layer, b, row0, row1, 0, groups(w.down));
+  add_post_norm(w.mlp_post_norm, b, row0, row1);
+}
+
+int Pass::first_output(int row0, int row1) const {
+  int first = row1;
+  for (int i = 0; i < batch_.outputs; i++)
+    if (batch_.output_rows[i] >= row0) first = std::min(first, batch_.output_rows[i]);
+  return first;
+}
+
+int Pass::last_output(int row0, int row1) const {
+  int last = row0;
+  for (int i = 0; i < batch_.outputs; i++)
+    if (batch_.output_rows[i] < row1) last = std::max(last, batch_.output_rows[i] + 1);
+  return last;
 }
 
 void Pass::by_columns() {

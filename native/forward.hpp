@@ -42,7 +42,9 @@ class Pass {
   void reserve(RowBuffers& b, int rows);
   void by_rows();
   void by_columns();
-  void before_attention(int layer, const Block& b, int row0, int row1, int g0, int g1);
+  void after_attention_input(int layer, const Block& b, int thread, int row0, int row1);
+  int first_output(int row0, int row1) const;   // range of the output rows within [row0, row1); row1 when there is none
+  int last_output(int row0, int row1) const;
 
   void embed(int row0, int row1);
   void attention_input(int layer, const Block& b, int row0, int row1);

@@ -35,9 +35,7 @@ static VGLM_INLINE f32x16 abs(f32x16 a) { return {_mm512_abs_ps(a.v)}; }
 static VGLM_INLINE f32x16 round(f32x16 a) { return {_mm512_roundscale_ps(a.v, 8)}; }
 static VGLM_INLINE float reduce_max(f32x16 a) { return _mm512_reduce_max_ps(a.v); }
 static VGLM_INLINE float reduce_add(f32x16 a) { return _mm512_reduce_add_ps(a.v); }
-static VGLM_INLINE f32x16 pow2(f32x16 n) {  // 2^n, n a whole number in [-126, 127]
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23))};
-}
+static VGLM_INLINE f32x16 scale_by_pow2(f32x16 x, f32x16 n) { return {_mm512_scalef_ps(x.v, n.v)}; }  // x * 2^n, n whole
 static VGLM_INLINE f32x16 first_lanes(f32x16 a, int n, float other) {  // lanes >= n become `other`
   return {_mm512_mask_mov_ps(_mm512_set1_ps(other), (__mmask16)(n >= 16 ? 0xffff : n <= 0 ? 0 : (1u << n) - 1), a.v)};
 }
@@ -166,7 +164,9 @@ static VGLM_INLINE float reduce_add(f32x16 x) {
 static VGLM_INLINE __m256 pow2_half(__m256 n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
 }
-static VGLM_INLINE f32x16 pow2(f32x16 n) { return {pow2_half(n.a), pow2_half(n.b)}; }
+static VGLM_INLINE f32x16 scale_by_pow2(f32x16 x, f32x16 n) {
+  return {_mm256_mul_ps(x.a, pow2_half(n.a)), _mm256_mul_ps(x.b, pow2_half(n.b))};
+}
 static VGLM_INLINE f32x16 first_lanes(f32x16 x, int n, float other) {
   __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   __m256 o = _mm256_set1_ps(other);
@@ -326,10 +326,10 @@ static VGLM_INLINE float reduce_add(f32x16 a) {
   f32x4 s = (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]);
   return (s[0] + s[2]) + (s[1] + s[3]);
 }
-static VGLM_INLINE f32x16 pow2(f32x16 n) {
+static VGLM_INLINE f32x16 scale_by_pow2(f32x16 x, f32x16 n) {
   f32x16 r;
   VGLM_EACH4 { i32x4 e = (__builtin_convertvector(n.v[i], i32x4) + 127) << 23; memcpy(&r.v[i], &e, 16); }
-  return r;
+  return x * r;
 }
 static VGLM_INLINE f32x16 first_lanes(f32x16 a, int n, float other) {
   for (int i = n < 0 ? 0 : n; i < 16; i++) a.v[i / 4][i % 4] = other;
@@ -466,7 +466,7 @@ static VGLM_INLINE f32x16 exp(f32x16 x) {
   p = fma(p, r, set1(1.6666665459e-1f));
   p = fma(p, r, set1(5.0000001201e-1f));
   p = fma(p, r * r, r + set1(1.f));
-  return p * pow2(n);
+  return scale_by_pow2(p, n);
 }
 
 }  // namespace

@@ -39,7 +39,7 @@ class LLM:
         options: see `vglm.options.EngineOptions`: dtype, kv_cache_dtype, max_model_len, max_num_seqs,
             max_num_batched_tokens, kv_cache_memory, block_size, threads, enable_prefix_caching, seed.
 
-    Raises ModelError for a model that cannot be loaded and ConfigError for options that do not fit.
+    Raises ModelError for a model that cannot be loaded, ConfigError for options that do not fit, and TypeError for unknown ones.
 
     Example:
         >>> llm = LLM(model="smollm2-135m-instruct")
@@ -49,10 +49,7 @@ class LLM:
     def __init__(self, model: str | Path, **options: Any) -> None:
         from vglm.model.pull import resolve_model
 
-        try:
-            self.options = EngineOptions(**options)
-        except TypeError as error:
-            raise VGLMError(f"LLM: {str(error).replace('EngineOptions.__init__() ', '')}") from None
+        self.options = EngineOptions(**options)
         with tqdm(total=100, desc="packing weights", unit="%", disable=None, delay=0.5, leave=False) as bar:
             progress: Callable[[float], None] = lambda done: bar.update(int(done * 100) - bar.n)  # type: ignore[func-returns-value] # noqa: E731
             self.engine, packed = build_engine(resolve_model(model), self.options, progress)

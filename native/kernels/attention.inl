@@ -29,30 +29,37 @@ static void view_tiles(const KVTile* tiles, int n, int head_dim, bool int8, Tile
 }
 
 // From raw dot products in s [tiles * 16] to weights in p (bf16), and the chunk's maximum and sum.
-static void softmax_row(float* s, uint16_t* p, const TileView* tiles, int n, int32_t limit, float scale, const Partial& out) {
-  f32x16 best = set1(-__builtin_inff());
+template <bool Scaled>
+static void softmax_row(const float* s, uint16_t* p, const TileView* tiles, int n, int32_t limit, float scale, const Partial& out) {
+  f32x16 best = set1(-__builtin_inff()), sum = zero_f32(), factor = set1(scale);
   for (int t = 0; t < n; t++) {
-    f32x16 factor = set1(scale);
-    if (tiles[t].k_scale) factor = factor * load(tiles[t].k_scale);
+    if constexpr (Scaled) factor = set1(scale) * load(tiles[t].k_scale);
     f32x16 x = load(s + t * kTokenTile) * factor;
     const int seen = seen_of(tiles[t], limit);
-    if (seen < kTokenTile) x = first_lanes(x, seen, -__builtin_inff());
+    if (__builtin_expect(seen < kTokenTile, 0)) x = first_lanes(x, seen, -__builtin_inff());
     best = max(best, x);
-    store(s + t * kTokenTile, x);
   }
   const float m = reduce_max(best);
-  const f32x16 shift = set1(m > -__builtin_inff() ? m : 0.f);
-  f32x16 sum = zero_f32();
+  const f32x16 shift = set1(m > -__builtin_inff() ? -m : 0.f);
+#pragma GCC unroll 2
   for (int t = 0; t < n; t++) {
-    f32x16 x = exp(load(s + t * kTokenTile) - shift);
+    if constexpr (Scaled) factor = set1(scale) * load(tiles[t].k_scale);
+    f32x16 x = exp(fma(load(s + t * kTokenTile), factor, shift));
     const int seen = seen_of(tiles[t], limit);
-    if (seen < kTokenTile) x = first_lanes(x, seen, 0.f);
+    if (__builtin_expect(seen < kTokenTile, 0)) x = first_lanes(x, seen, 0.f);
     sum = sum + x;
-    if (tiles[t].v_scale) x = x * load(tiles[t].v_scale);
+    if constexpr (Scaled) x = x * load(tiles[t].v_scale);
     store_bf16(p + t * kTokenTile, x);
   }
   *out.max = m;
   *out.sum = reduce_add(sum);
+}
+
+static void softmax_row(const float* s, uint16_t* p, const TileView* tiles, int n, int32_t limit, float scale, const Partial& out) {
+  if (n > 0 && tiles[0].k_scale)
+    softmax_row<true>(s, p, tiles, n, limit, scale, out);
+  else
+    softmax_row<false>(s, p, tiles, n, limit, scale, out);
 }
 
 static VGLM_INLINE int visible_tiles(const TileView* tiles, int n, const int32_t* limit, int rows) {
@@ -78,7 +85,7 @@ static VGLM_INLINE void scores_of_tiles(const uint16_t* const* q, const TileView
     for (int r = 0; r < Rows; r++) acc[r][0] = acc[r][1] = zero_f32();
     for (int i = 0; i < head_dim / 2; i++) {
       bytes64 a = load_kv<Int8>(tiles[t].k, i), b = load_kv<Int8>(tiles[other].k, i);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
       for (int r = 0; r < Rows; r++) {
         acc[r][0] = dot2(acc[r][0], a, q[r] + 2 * i);
         acc[r][1] = dot2(acc[r][1], b, q[r] + 2 * i);
@@ -102,7 +109,7 @@ static VGLM_INLINE void weighted_values(const uint16_t (*p)[kChunk], const TileV
       bytes64 b[Groups];
 #pragma GCC unroll 4
       for (int g = 0; g < Groups; g++) b[g] = load_kv<Int8>(tiles[t].v, (pair * head_dim + dim0) / 16 + g);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
       for (int r = 0; r < Rows; r++)
 #pragma GCC unroll 4
         for (int g = 0; g < Groups; g++) acc[r][g] = dot2(acc[r][g], b[g], p[r] + t * kTokenTile + 2 * pair);
@@ -119,8 +126,10 @@ static void attend_rows(const uint16_t* const* q, const int32_t* limit, const Ti
   n = visible_tiles(tiles, n, limit, Rows);
   scores_of_tiles<Int8, Rows>(q, tiles, n, head_dim, s);
   for (int r = 0; r < Rows; r++) softmax_row(s[r], p[r], tiles, n, limit[r], scale, out[r]);
+  constexpr int kGroups = Rows > 6 ? 2 : 4;   // accumulators stay in registers
   int dim = 0;
-  for (; dim + 64 <= head_dim; dim += 64) weighted_values<Int8, Rows, 4>(p, tiles, n, head_dim, dim, out);
+  for (; dim + 16 * kGroups <= head_dim; dim += 16 * kGroups)
+    weighted_values<Int8, Rows, kGroups>(p, tiles, n, head_dim, dim, out);
   for (; dim < head_dim; dim += 16) weighted_values<Int8, Rows, 1>(p, tiles, n, head_dim, dim, out);
 }
 
@@ -134,6 +143,8 @@ template <bool Int8>
 static void attend_all(const uint16_t* const* q, const int32_t* limit, int rows, const TileView* tiles, int n, int head_dim,
                        float scale, const Partial* out) {
   int r = 0;
+  if constexpr (kQueryRows == 6 && !Int8)
+    for (; r + 12 <= rows; r += 12) attend_rows<Int8, 12>(q + r, limit + r, tiles, n, head_dim, scale, out + r);
   for (; r + kQueryRows <= rows; r += kQueryRows)
     attend_rows<Int8, kQueryRows>(q + r, limit + r, tiles, n, head_dim, scale, out + r);
 #define VGLM_CALL(R) if constexpr (R < kQueryRows) attend_rows<Int8, R>(q + r, limit + r, tiles, n, head_dim, scale, out + r)

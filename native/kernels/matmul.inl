@@ -46,7 +46,7 @@ static void int8_tile(const Linear& w, const Activations& a, int row, int group,
     bytes64 b[Groups];
 #pragma GCC unroll 4
     for (int g = 0; g < Groups; g++) {
-      if (first) __builtin_prefetch(p + (g + Groups) * stride + k * kGroup);
+      if (first) __builtin_prefetch(p + (g + Groups) * stride + k * kGroup, 0, 2);
       b[g] = load_bytes(p + g * stride + k * kGroup);
     }
 #pragma GCC unroll 16
@@ -101,7 +101,7 @@ static void bf16_tile(const Linear& w, const Activations& a, int row, int group,
 #pragma GCC unroll 4
     for (int g = 0; g < Groups; g++) {
       const uint8_t* q = p + g * stride + k * kGroup * 2;
-      if (first) __builtin_prefetch(q + Groups * stride);
+      if (first) __builtin_prefetch(q + Groups * stride, 0, 2);
       b[g] = load_bytes(q);
     }
 #pragma GCC unroll 16
