@@ -153,13 +153,28 @@ class View:
         )
         if explanations:
             table.add_row(f"model {escape(model)} ready", f"{load_seconds:.3f} s")
-        for e in explanations:
-            about = f"answer {e.candidate.place}: "
-            table.add_row(f"{about}time to first token", f"{1000 * e.ttft:.1f} ms")
-            table.add_row(f"{about}speed", f"{e.tokens_per_second:.0f} tokens/s over {e.tokens} tokens")
-            table.add_row(f"{about}prompt tokens computed", f"{e.prompt_tokens_computed}")
-            table.add_row(f"{about}KV cache", f"{e.kv_blocks} blocks with {e.kv_tokens} tokens")
         self.console.print(table)
+        if explanations:
+            self.console.print(_answers_table(explanations))
+
+
+def _answers_table(explanations: list[Explanation]) -> Table:
+    """One row per answer; prompt tokens that are not computed came from the prefix cache."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("Answer")
+    for header in ("First token", "Tokens/s", "Tokens", "Prompt tokens computed", "KV blocks", "KV tokens"):
+        table.add_column(header, justify="right")
+    for e in explanations:
+        table.add_row(
+            f"{e.candidate.place}. {escape(one_line(e.candidate.name))}",
+            f"{1000 * e.ttft:.1f} ms",
+            f"{e.tokens_per_second:.0f}",
+            str(e.tokens),
+            str(e.prompt_tokens_computed),
+            str(e.kv_blocks),
+            str(e.kv_tokens),
+        )
+    return table
 
 
 def _evidence_row(item: Evidence) -> tuple[str, ...]:

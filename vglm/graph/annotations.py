@@ -24,7 +24,7 @@ class Annotations:
     """A annotated pairs, by (disease, term): node indices int32[A], and P(term | disease) float32[A] in 0..1.
 
     Counts are pooled over references and smoothed, (n + 1) / (m + 2); a stated range stands for its midpoint.
-    Pairs with a stated frequency of zero are left out.
+    Pairs that were looked for and never seen (every reference states a frequency of zero) are left out.
     """
 
     diseases: npt.NDArray[np.int32]
@@ -47,14 +47,11 @@ def pool(graph: Graph, edges: npt.NDArray[np.integer]) -> Annotations:
     codes, positions = np.unique(columns.edge_attributes[edges], return_inverse=True)
     stated = np.array([_stated(columns.edge_attribute_texts[int(code)]) for code in codes])[positions]
     first = np.flatnonzero(np.append(True, (diseases[1:] != diseases[:-1]) | (terms[1:] != terms[:-1])))
-    value = np.maximum.reduceat(stated[:, 0], first)
+    value, lowest = np.maximum.reduceat(stated[:, 0], first), np.minimum.reduceat(stated[:, 0], first)
     affected, examined = np.add.reduceat(stated[:, 1:], first).T
-    counted = examined > 0
-    value = np.where(counted, affected / np.maximum(examined, 1), value)
-    smoothed = np.where(
-        counted, (affected + 1) / (examined + 2), np.where(value < 0, UNKNOWN_FREQUENCY, value)
-    )
-    kept = value != 0
+    smoothed = np.where(value > 0, value, UNKNOWN_FREQUENCY)
+    smoothed = np.where(examined > 0, (affected + 1) / (examined + 2), smoothed)
+    kept = (value > 0) | (lowest < 0)
     return Annotations(diseases[first][kept], terms[first][kept], smoothed[kept].astype(np.float32))
 
 

@@ -11,8 +11,8 @@ from vglm.graph.graph import Graph
 from vglm.graph.profile import Profile
 from vglm.graph.ranking_index import RankingIndex
 
-# An annotation explains a finding if that is at least twice as likely with the disease as without, and what both
-# share says at least half as much as the finding: no murmur is explained by some "abnormality of the heart".
+# An annotation explains a finding that is at least twice as likely with the disease as without, if what
+# both share says at least half as much as the finding: an "abnormality of the heart" explains no murmur.
 EXPLAINED_RATIO = math.log(2)
 EXPLAINED_CONTENT = 0.5
 
@@ -23,8 +23,9 @@ class Evidence:
 
     `matched` is the disease's annotated term, `ancestor` the term that covers both (the finding itself when
     the annotation is at or below it); `information_content` is the ancestor's and `log_ratio` the finding's
-    part of the score, both in nats; `frequency` is as the references state it ("3/5", "obligate" or ""). `edges` are the indices of the `has phenotype` edges that were used. All empty when the
-    disease has no annotation at all.
+    part of the score, both in nats; `frequency` is as the references state it ("3/5", "obligate" or "").
+    `edges` are the indices of the `has phenotype` edges that were used. All is empty when the disease has no
+    annotation.
     """
 
     finding: str

@@ -56,9 +56,8 @@ def parse_annotations(lines: Iterable[str], ontology: Ontology, source: str = "h
     rows = ((number, line) for number, line in numbered if line[:1] != "#" and not line.isspace())
     number, header = next(rows, (0, ""))
     if header.rstrip("\r\n").split("\t") != COLUMNS:
-        raise GraphError(
-            f"{source}, line {number}: expected the columns {', '.join(COLUMNS)}, found {shown(header.strip())}"
-        )
+        found = shown(header.strip()) if header else "nothing"
+        raise GraphError(f"{source}, line {number}: expected the columns {', '.join(COLUMNS)}, found {found}")
     for number, line in rows:
         reader.add(line, number)
     return reader.graph()

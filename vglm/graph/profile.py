@@ -1,4 +1,4 @@
-"""One disease's annotations carried up the ontology, in plain Python: for evidence, and to test the ranking."""
+"""One disease's annotations carried up the ontology, plainly: for evidence, and to test the ranking."""
 
 from __future__ import annotations
 

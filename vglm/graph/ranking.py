@@ -14,6 +14,9 @@ the disease predicts, relative to the mean.
 Excluded findings count only against diseases in which they are nearly obligate, and little: in published
 case tables the features noted as absent are those that other patients with the same disease have, so they
 are hardly evidence against it.
+
+The constants were chosen by hand on 822 uncited published cases, at most 15 of a disease; around these values
+the figures are flat. `examples/evaluate_ranking.py` measures them on all cases.
 """
 
 from __future__ import annotations
