@@ -1,0 +1,167 @@
+"""What an allocation costs and what it leaves unusable: the block pool against malloc.
+
+malloc runs in a process of its own (`python -m vglm.bench.allocators`), because its statistics are of a whole heap and its
+options are for good. There a sequence is one contiguous piece, as an engine without paging has it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from vglm.bench.occupancy import _NoMemory
+from vglm.engine.block_pool import BlockPool
+from vglm.errors import VGLMError
+
+_TOKEN_BYTES = 64  # of the scaled-down heap: only ratios of sizes matter to fragmentation
+_M_MMAP_MAX = -4
+_BLOCK_SIZE = 16
+
+
+class _MallInfo(ctypes.Structure):
+    """glibc's struct mallinfo2; sizes in bytes."""
+
+    _fields_ = [  # noqa: RUF012  ctypes wants a list
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    ]
+
+
+def latency_table(block_bytes: int, rounds: int = 20000) -> list[dict[str, Any]]:
+    """Nanoseconds for one allocation and its release, best of several runs.
+
+    A call into libc through ctypes has a price of its own, which is measured with `labs` and taken off for malloc.
+    """
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
+    libc.labs.restype, libc.labs.argtypes = ctypes.c_long, [ctypes.c_long]
+    pool = BlockPool(1024, _BLOCK_SIZE, _NoMemory())
+    pool.allocate(512)
+
+    def pool_pair() -> None:
+        pool.release(pool.allocate(1)[0])
+
+    def malloc_pair() -> None:
+        libc.free(libc.malloc(block_bytes))
+
+    def touched_malloc_pair() -> None:
+        place = libc.malloc(block_bytes)
+        ctypes.memset(place, 0, block_bytes)
+        libc.free(place)
+
+    def call_pair() -> None:
+        libc.labs(libc.labs(block_bytes))
+
+    def numpy_pair() -> None:
+        np.empty(block_bytes, np.uint8)
+
+    call = _nanoseconds(call_pair, rounds)
+    few = max(rounds // 100, 10)
+    return [
+        {"allocator": "block pool", "nanoseconds": _nanoseconds(pool_pair, rounds)},
+        {"allocator": "malloc + free", "nanoseconds": max(_nanoseconds(malloc_pair, rounds) - call, 0.0)},
+        {"allocator": "malloc + first write + free", "nanoseconds": _nanoseconds(touched_malloc_pair, few) - call},
+        {"allocator": "numpy.empty", "nanoseconds": _nanoseconds(numpy_pair, rounds)},
+    ]
+
+
+def _nanoseconds(action: Callable[[], None], rounds: int) -> float:
+    best = float("inf")
+    for _ in range(5):
+        begin = time.perf_counter_ns()
+        for _ in range(rounds):
+            action()
+        best = min(best, (time.perf_counter_ns() - begin) / rounds)
+    return best
+
+
+def fragmentation_table(lengths: list[int], live: int, rounds: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Memory that nobody uses after a random workload of sequences of these token counts, `live` of them at a time."""
+    command = [sys.executable, "-m", "vglm.bench.allocators", str(live), str(rounds), str(seed)]
+    child = subprocess.run(command, input=json.dumps(lengths), capture_output=True, text=True)
+    if child.returncode:
+        raise VGLMError(f"the malloc measurement failed: {child.stderr.strip().splitlines()[-1:]}")
+    return [_pool_workload(lengths, live, rounds, seed), json.loads(child.stdout)]
+
+
+def _pool_workload(lengths: list[int], live: int, rounds: int, seed: int) -> dict[str, Any]:
+    pool = BlockPool(sum(sorted(lengths)[-live:]) // _BLOCK_SIZE + 2 * live, _BLOCK_SIZE, _NoMemory())
+
+    def allocate(tokens: int) -> list[int]:
+        blocks = pool.allocate(pool.blocks_for(tokens))
+        for block in blocks[:-1]:
+            pool.set_valid(block, _BLOCK_SIZE)
+        pool.set_valid(blocks[-1], tokens - _BLOCK_SIZE * (len(blocks) - 1))
+        return blocks
+
+    def free(blocks: list[int]) -> None:
+        for block in blocks:
+            pool.release(block)
+
+    _random_workload(lengths, live, rounds, seed, allocate, free)
+    before = pool.stats()
+    pool.compact()
+    return {
+        "allocator": "block pool",
+        "external": before.external_fragmentation,
+        "internal": before.internal_fragmentation,
+        "usable": 1.0,  # any free block serves any sequence
+        "after_compaction": pool.stats().external_fragmentation,
+    }
+
+
+def _malloc_workload(lengths: list[int], live: int, rounds: int, seed: int) -> dict[str, Any]:
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
+    libc.mallinfo2.restype, libc.mallinfo2.argtypes = _MallInfo, []
+    libc.mallopt(_M_MMAP_MAX, 0)  # large pieces come from the heap too, as they would from one reserved KV mapping
+    idle = libc.mallinfo2()
+    _random_workload(lengths, live, rounds, seed, lambda tokens: libc.malloc(tokens * _TOKEN_BYTES), libc.free)
+    now = libc.mallinfo2()
+    heap, used = now.arena - idle.arena, now.uordblks - idle.uordblks
+    largest = _TOKEN_BYTES * max(lengths)
+    return {
+        "allocator": "malloc, contiguous",
+        "external": 1 - used / heap,
+        "internal": 0.0,
+        "usable": _share_for(libc, largest, heap - used),
+        "after_compaction": None,
+    }
+
+
+def _share_for(libc: Any, size: int, free_bytes: int) -> float:
+    """The part of the heap's free memory that pieces of `size` bytes can be put into before the heap has to grow."""
+    limit = libc.mallinfo2().arena
+    served = 0
+    while True:
+        libc.malloc(size)
+        if libc.mallinfo2().arena > limit:
+            return served / free_bytes if free_bytes else 1.0
+        served += size
+
+
+def _random_workload(
+    lengths: list[int], live: int, rounds: int, seed: int, allocate: Callable[[int], Any], free: Callable[[Any], Any]
+) -> None:
+    """Fill up to `live` sequences, then `rounds` times end a random one and start another."""
+    chance = random.Random(seed)
+    held = [allocate(chance.choice(lengths)) for _ in range(live)]
+    for _ in range(rounds):
+        i = chance.randrange(live)
+        free(held[i])
+        held[i] = allocate(chance.choice(lengths))
+
+
+if __name__ == "__main__":
+    _live, _rounds, _seed = map(int, sys.argv[1:4])
+    print(json.dumps(_malloc_workload(json.load(sys.stdin), _live, _rounds, _seed)))

@@ -1,0 +1,164 @@
+"""How much of the KV memory holds tokens: static reservation against page tables.
+
+A static reservation is a page table whose page is as long as the longest sequence allowed. So both strategies run
+through the same scheduler, block pool and accounting, over the same memory, and differ in the block size alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vglm.bench.traces import Lengths
+from vglm.bench.workload import fixed_length, random_prompts
+from vglm.engine.block_pool import BlockPool, IntArray
+from vglm.engine.core import EngineConfig, EngineCore
+from vglm.engine.executor import NativeExecutor
+from vglm.engine.step import StepBatch, StepResult
+from vglm.llm import LLM
+from vglm.options import choose_isa
+
+_MAX_SEQUENCES = 512
+_TOKENS_PER_STEP = 2048
+_VOCABULARY = 1 << 16
+
+
+class _NoMemory:
+    """Block storage for accounting alone."""
+
+    def copy_blocks(self, src: IntArray, dst: IntArray) -> None:
+        """Nothing is stored, so nothing is copied."""
+
+    def release(self, blocks: IntArray) -> None:
+        """Nothing is stored, so nothing is given back."""
+
+
+class _NoModel:
+    """Answers every row with token 0: the accounting depends on how many tokens there are, not on which."""
+
+    def execute(self, batch: StepBatch) -> StepResult:
+        """One token for each output row."""
+        rows = len(batch.sample_rows)
+        return StepResult(np.zeros(rows, np.int32), np.zeros(rows, np.float32))
+
+
+@dataclass(slots=True)
+class Use:
+    """Means over the steps in which requests waited for memory."""
+
+    steps: int = 0
+    used: float = 0.0  # sum over steps of valid tokens / slots of used blocks
+    whole: float = 0.0  # sum over steps of valid tokens / all slots
+    running: int = 0
+
+    def observe(self, engine: EngineCore) -> None:
+        """Take one step's accounting in."""
+        pool = engine.pool
+        if pool.num_used and engine.scheduler.waiting:
+            self.steps += 1
+            self.used += pool.tokens_valid / (pool.num_used * pool.block_size)
+            self.whole += pool.tokens_valid / (pool.num_blocks * pool.block_size)
+            self.running += len(engine.scheduler.running)
+
+    def row(self) -> dict[str, Any]:
+        """The means."""
+        steps = self.steps or 1
+        return {
+            "used_slots_valid": self.used / steps,
+            "memory_valid": self.whole / steps,
+            "concurrent": self.running / steps,
+            "pressed_steps": self.steps,
+        }
+
+
+def replay(
+    lengths: Lengths, block_size: int, kv_tokens: int, max_model_len: int, on_step: Callable[[int], None]
+) -> dict[str, Any]:
+    """Run the lengths through scheduler and pool without a model; `on_step` gets the number of requests that ended."""
+    engine = EngineCore(
+        _NoModel(), BlockPool(kv_tokens // block_size, block_size, _NoMemory()), _config(max_model_len, _VOCABULARY, 64)
+    )
+    prompts = [[1] * n for n in lengths.prompts]
+    use, steps = _drain(engine, prompts, lengths.outputs, on_step)
+    engine.check_integrity()
+    return {
+        "block_size": block_size,
+        **use.row(),
+        "steps": steps,
+        "preemptions": engine.scheduler.num_preemptions,
+    }
+
+
+def measure(
+    llm: LLM,
+    lengths: Lengths,
+    block_size: int,
+    kv_tokens: int,
+    max_model_len: int,
+    threads: int,
+    on_step: Callable[[int], None],
+) -> dict[str, Any]:
+    """The same with the real model: sequences per second."""
+    import time
+
+    packed = llm._packed
+    num_blocks = kv_tokens // block_size
+    executor = NativeExecutor(
+        packed,
+        max_model_len=max_model_len,
+        block_size=block_size,
+        num_blocks=num_blocks,
+        kv_cache_dtype=llm.options.kv_dtype,
+        threads=threads,
+        isa=choose_isa(),
+    )
+    config = _config(max_model_len, packed.config.vocab_size, packed.config.hidden_size)
+    engine = EngineCore(executor, BlockPool(num_blocks, block_size, executor.kv), config)
+    tokens = random_prompts(llm, 1, max(lengths.prompts))[0]
+    begin = time.perf_counter()
+    use, steps = _drain(engine, [tokens[:n] for n in lengths.prompts], lengths.outputs, on_step)
+    seconds = time.perf_counter() - begin
+    return {
+        "block_size": block_size,
+        **use.row(),
+        "steps": steps,
+        "seconds": seconds,
+        "sequences_per_second": len(lengths) / seconds,
+        "resident_kv_bytes": executor.kv.resident_bytes(),
+        "preemptions": engine.scheduler.num_preemptions,
+    }
+
+
+def _config(max_model_len: int, vocabulary: int, hidden: int) -> EngineConfig:
+    return EngineConfig(
+        max_num_seqs=_MAX_SEQUENCES,
+        max_num_batched_tokens=_TOKENS_PER_STEP,
+        max_model_len=max_model_len,
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        enable_prefix_caching=False,
+    )
+
+
+def _drain(
+    engine: EngineCore, prompts: list[list[int]], outputs: list[int], on_step: Callable[[int], None]
+) -> tuple[Use, int]:
+    """Run everything, all requests waiting from the start."""
+    use, steps, left = Use(), 0, len(prompts)
+    for i, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
+        engine.add_request(str(i), prompt, fixed_length(output))
+    try:
+        while engine.has_unfinished:
+            engine.step()
+            use.observe(engine)
+            steps += 1
+            on_step(left - len(engine.requests))
+            left = len(engine.requests)
+    finally:
+        engine.abort_all()
+    return use, steps
+
+

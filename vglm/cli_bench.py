@@ -1,0 +1,157 @@
+"""`vglm bench`: what this machine makes of a model, as tables and as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vglm import cli_options as opt
+
+bench = typer.Typer(no_args_is_help=True, help="Measure speed, memory, kernels and accuracy on this machine.")
+
+_MODEL = "smollm2-135m-instruct"
+_QUIET = "\n\nLet the machine do nothing else meanwhile."
+
+
+@bench.command(
+    epilog="Examples:\n\n`vglm bench throughput`\n\n"
+    "`vglm bench throughput -m model.gguf --num-prompts 64 --input-len 512 --output-len 128 --dtype bf16`\n\n"
+    "`vglm bench throughput --text book.txt --json throughput.json`" + _QUIET
+)
+def throughput(
+    model: opt.BenchModel = _MODEL,
+    num_prompts: Annotated[int, typer.Option(min=1, help="Requests.")] = 64,
+    input_len: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 256,
+    output_len: Annotated[int, typer.Option(min=2, help="Tokens generated from each.")] = 64,
+    text: Annotated[Path | None, typer.Option(help="Cut the prompts from this text file.")] = None,
+    max_num_seqs: Annotated[int, typer.Option(min=1, help="Sequences in one step.")] = 64,
+    dtype: opt.Dtype = "auto",
+    kv_cache_dtype: opt.KVDtype = "auto",
+    threads: opt.Threads = None,
+    json_: opt.Json = None,
+) -> None:
+    """Prefill and decode tokens per second."""
+    from vglm.bench.report import check_writable
+    from vglm.bench.throughput import Throughput, run
+
+    check_writable(json_)
+    work = Throughput(num_prompts=num_prompts, input_len=input_len, output_len=output_len, text=text)
+    engine = opt.given(dtype=dtype, kv_cache_dtype=kv_cache_dtype, threads=threads, max_num_seqs=max_num_seqs)
+    run(model, work, engine).publish(json_)
+
+
+@bench.command(
+    epilog="Examples:\n\n`vglm bench latency`\n\n`vglm bench latency --batch 32 --repeats 20 --json -`" + _QUIET
+)
+def latency(
+    model: opt.BenchModel = _MODEL,
+    input_len: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 128,
+    output_len: Annotated[int, typer.Option(min=2, help="Tokens generated from each.")] = 32,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds.")] = 10,
+    batch: Annotated[int, typer.Option(min=1, help="Requests that arrive together, besides batch 1.")] = 8,
+    dtype: opt.Dtype = "auto",
+    kv_cache_dtype: opt.KVDtype = "auto",
+    threads: opt.Threads = None,
+    json_: opt.Json = None,
+) -> None:
+    """Percentiles of time to first token and between tokens; Python's overhead per step."""
+    from vglm.bench.latency import Latency, run
+    from vglm.bench.report import check_writable
+
+    check_writable(json_)
+    work = Latency(input_len=input_len, output_len=output_len, repeats=repeats, batch=batch)
+    sequences = max(64, batch)
+    engine = opt.given(dtype=dtype, kv_cache_dtype=kv_cache_dtype, threads=threads, max_num_seqs=sequences)
+    run(model, work, engine).publish(json_)
+
+
+@bench.command(
+    epilog="Examples:\n\n`vglm bench memory`\n\n"
+    "`vglm bench memory --trace AzureLLMInferenceTrace_conv.csv --requests 2000 --json memory.json`\n\n"
+    "The trace is a CSV file with columns TIMESTAMP, ContextTokens, GeneratedTokens."
+)
+def memory(
+    model: opt.BenchModel = _MODEL,
+    trace: Annotated[
+        Path | None, typer.Option(help="Lengths of real requests; default: a log-normal fit of them.")
+    ] = None,
+    requests: Annotated[int, typer.Option(min=1, help="Requests of the trace.")] = 1000,
+    max_model_len: Annotated[int, typer.Option(min=16, help="What a static reservation reserves.")] = 8192,
+    kv_tokens: Annotated[int, typer.Option(min=16, help="KV memory in tokens.")] = 131072,
+    measured: Annotated[int, typer.Option(min=1, help="Requests to run the real model on.")] = 128,
+    scale: Annotated[int, typer.Option(min=1, help="Divides the lengths of that run.")] = 8,
+    dtype: opt.Dtype = "auto",
+    kv_cache_dtype: opt.KVDtype = "auto",
+    threads: opt.Threads = None,
+    json_: opt.Json = None,
+) -> None:
+    """Use of KV memory, static reservation against pages; the block pool against malloc."""
+    from vglm.bench.memory import Memory, run
+    from vglm.bench.report import check_writable
+
+    check_writable(json_)
+    work = Memory(
+        trace=trace,
+        requests=requests,
+        max_model_len=max_model_len,
+        kv_tokens=kv_tokens,
+        measured=measured,
+        scale=scale,
+    )
+    run(model, work, opt.given(dtype=dtype, kv_cache_dtype=kv_cache_dtype, threads=threads)).publish(json_)
+
+
+@bench.command(
+    epilog="Examples:\n\n`vglm bench kernels`\n\n"
+    "`vglm bench kernels --isa amx --isa avx2 --type int8 --rows 1 --rows 512 --json kernels.json`" + _QUIET
+)
+def kernels(
+    model: opt.BenchModel = _MODEL,
+    isa: Annotated[list[str] | None, typer.Option(help="Instruction sets; default: all there are.")] = None,
+    type_: Annotated[list[str] | None, typer.Option("--type", help="Weight types; default: all.")] = None,
+    rows: Annotated[list[int] | None, typer.Option(min=1, help="Rows (M); default: 1, 8, 64, 512.")] = None,
+    megabytes: Annotated[int, typer.Option(min=1, help="Least size of the weights for M = 1.")] = 256,
+    threads: opt.Threads = None,
+    json_: opt.Json = None,
+) -> None:
+    """Every kernel of every instruction set as a share of the machine's measured peak."""
+    from vglm.bench.kernels import TYPES, Kernels, run
+    from vglm.bench.report import check_writable
+
+    check_writable(json_)
+    work = Kernels(
+        isas=tuple(isa) if isa else None,
+        rows=tuple(rows) if rows else (1, 8, 64, 512),
+        types=tuple(type_) if type_ else TYPES,
+        threads=threads,
+        megabytes=megabytes,
+    )
+    run(model, work).publish(json_)
+
+
+@bench.command(
+    epilog="Examples:\n\n`vglm bench accuracy`\n\n"
+    "`vglm bench accuracy --text book.txt --tokens 51200 --dtypes int8+int8 --dtypes bf16+bf16`"
+)
+def accuracy(
+    model: opt.BenchModel = _MODEL,
+    text: Annotated[
+        Path | None, typer.Option(help="Text to predict; default: definitions of a medical ontology.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of text.")] = 20480,
+    context: Annotated[int, typer.Option(min=2, help="Tokens of one context.")] = 512,
+    dtypes: Annotated[
+        list[str] | None, typer.Option(help="Weights+KV, as in int8+bf16; default: all pairs.")
+    ] = None,
+    threads: opt.Threads = None,
+    json_: opt.Json = None,
+) -> None:
+    """KL divergence and perplexity of each dtype against an fp32 forward pass in numpy."""
+    from vglm.bench.accuracy import DEFAULT_PAIRS, Accuracy, run
+    from vglm.bench.report import check_writable
+
+    check_writable(json_)
+    pairs = tuple(dtypes) if dtypes else DEFAULT_PAIRS
+    run(model, Accuracy(text=text, tokens=tokens, context=context, pairs=pairs, threads=threads)).publish(json_)
