@@ -122,6 +122,7 @@ class PyModel {
     }
     w.lm_head = linear(d, "lm_head", keep_);
     w.final_norm = floats(d, "final_norm", w.lm_head.k, keep_);
+    w.hidden_norm = floats(d, "hidden_norm", w.lm_head.k, keep_);
     const int64_t angles = (int64_t)s.max_position * (s.rotary_dim / 2);
     w.cos = floats(d, "cos", angles, keep_);
     w.sin = floats(d, "sin", angles, keep_);

@@ -538,7 +538,7 @@ void Pass::gather(int first, int begin, int end) {
 void Pass::answer(int output, int row, int thread) {
   if (is_hidden(output)) {
     float* last = work_.last.get() + (int64_t)row * stride_;
-    k_.rmsnorm(last, spec_.hidden, w_.final_norm, spec_.eps);
+    k_.rmsnorm(last, spec_.hidden, w_.hidden_norm, spec_.eps);
     memcpy(batch_.hidden + (int64_t)output * spec_.hidden, last, (size_t)spec_.hidden * 4);
     return;
   }

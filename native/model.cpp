@@ -29,7 +29,7 @@ void check(const ModelSpec& s, const Weights& w) {
     require(!l.q_norm == !l.k_norm, "one of q_norm and k_norm is missing");
   }
   require(w.lm_head.k == stride && w.lm_head.n >= s.vocab, "lm_head does not fit the hidden size or the vocabulary");
-  require(w.embedding && w.final_norm && (s.rotary_dim == 0 || (w.cos && w.sin)), "embedding, final norm or RoPE tables are missing");
+  require(w.embedding && w.final_norm && w.hidden_norm && (s.rotary_dim == 0 || (w.cos && w.sin)), "embedding, final norms or RoPE tables are missing");
 }
 
 }  // namespace

@@ -30,7 +30,8 @@ struct Weights {
   std::vector<Layer> layers;
   const uint16_t* embedding = nullptr;   // bf16 [vocab][hidden padded]
   Linear lm_head;
-  const float* final_norm = nullptr;
+  const float* final_norm = nullptr;     // before lm_head
+  const float* hidden_norm = nullptr;    // the same norm where hidden states are the answer
   const float *cos = nullptr, *sin = nullptr;   // [max_position][rotary_dim / 2]
 };
 

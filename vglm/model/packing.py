@@ -1,7 +1,8 @@
 """From a checkpoint's tensors to the weights that the native core reads.
 
-Three dtypes: `bf16`; `int8`, with activations in int8 too, both rotated by a Hadamard transform of every 64 inputs; `int4`,
-the file's own 4-bit blocks where it has them, with activations in int8 per group of 32.
+Three dtypes: `bf16`; `int8`, with activations in int8 too, both balanced (vglm/model/calibration.py) and then rotated by a
+Hadamard transform of every 64 inputs; `int4`, the file's own 4-bit blocks where it has them, with activations in int8 per
+group of 32.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 
 from vglm.errors import ModelError
 from vglm.model import layout
+from vglm.model.calibration import Calibration, balance
 from vglm.model.checkpoint import Checkpoint, Q4Blocks
 from vglm.model.config import ModelConfig
 from vglm.model.layout import FloatArray, PackedLinear, padded
@@ -88,22 +90,23 @@ def pack_model(checkpoint: Checkpoint, dtype: str, progress: Callable[[float], N
     """Yield (name, array) for every array of the packed model; `progress` gets the fraction done.
 
     A matrix `m` gives `m.<type>` (uint8 data) and, where it has them, `m.scale` and `m.bias`; norms are float32, padded;
-    `embedding` is bfloat16 bits [vocab, padded hidden].
+    `embedding` is bfloat16 bits [vocab, padded hidden]. `final_norm` goes with lm_head, `hidden_norm` is as in the checkpoint.
     """
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
-    packer = _Packer(checkpoint, dtype)
     config = checkpoint.config
+    packer = _Packer(checkpoint, dtype, Calibration(checkpoint) if dtype != "bf16" else None)
     for index in range(config.num_layers):
+        packer.start_layer(index)
         for spec in layer_specs(index):
             yield from _named(spec.name, packer.pack(spec))
         yield from packer.norms(f"layers.{index}.")
+        packer.end_layer(index)
         progress((index + 1) / (config.num_layers + 2))
-    yield "final_norm", packer.padded_norm("final_norm")
-    embedding = checkpoint.tensor("embed_tokens")
+    embedding = packer.tensor("embed_tokens")
     yield "embedding", layout.to_bf16(layout.pad_matrix(embedding)[: len(embedding)])
     progress((config.num_layers + 1) / (config.num_layers + 2))
-    yield from _named("lm_head", packer.pack_head(embedding))
+    yield from packer.head(embedding)
     progress(1.0)
 
 
@@ -116,28 +119,66 @@ def _named(name: str, linear: PackedLinear) -> Iterator[tuple[str, Array]]:
 
 
 class _Packer:
-    """Builds each matrix: parts stacked, heads padded, gate and up interleaved, quantised, laid out."""
+    """Builds each matrix: parts stacked, heads padded, gate and up interleaved, balanced, quantised, laid out."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, dtype: str, calibration: Calibration | None) -> None:
         self.checkpoint, self.dtype, self.config = checkpoint, dtype, checkpoint.config
+        self.tensor = checkpoint.tensor if calibration is None else calibration.weight
+        self._calibration = calibration
         self._names = set(checkpoint.names())
+        self._scales: dict[str, FloatArray] = {}  # by canonical name: what the columns are multiplied with, or norms divided by
+        self._rows: dict[str, FloatArray] = {}  # what rows (and biases) are divided by
+
+    def start_layer(self, index: int) -> None:
+        """Run the layer on the calibration text and choose its scales."""
+        if self._calibration is None:
+            return
+        rms = self._calibration.run_layer(index)
+        if self.dtype != "int8":  # the blocks of a 4-bit file stay as they are
+            return
+        p = f"layers.{index}."
+        for norm, source, readers in (
+            ("attn_norm", "q", ("q_proj", "k_proj", "v_proj")),
+            ("mlp_norm", "gate", ("gate_proj", "up_proj")),
+        ):
+            scale = balance(rms[source], *(self.tensor(p + reader) for reader in readers))
+            self._scales |= {p + name: scale for name in (norm, *readers)}
+        self._scales[p + "down_proj"] = self._rows[p + "up_proj"] = balance(rms["down"], self.tensor(p + "down_proj"))
+
+    def end_layer(self, index: int) -> None:
+        """Let the layer's tensors go."""
+        self._scales.clear()
+        self._rows.clear()
+        if self._calibration is not None:
+            self._calibration.forget_layer(index)
 
     def pack(self, spec: LinearSpec) -> PackedLinear:
         """One matrix of a layer."""
         kind = spec.name.rsplit(".", 1)[1]
         biases = [self._bias(part) for part in spec.parts]
-        weights = [self.checkpoint.tensor(part) for part in spec.parts] if self.dtype != "int4" else []
         if self.dtype == "int4":
             blocks = [self._blocks(part, kind) for part in spec.parts]
             arranged = [_arrange_rows(kind, list(arrays), self.config) for arrays in zip(*blocks, strict=True)]
             return layout.pack_int4(arranged[0], arranged[1], arranged[2], self._arranged_bias(kind, biases))
-        weight = _arrange_rows(kind, [self._columns(kind, w) for w in weights], self.config)
-        return self._pack(weight, self._arranged_bias(kind, biases))
+        weights = [self._columns(kind, self._balanced(part)) for part in spec.parts]
+        return self._pack(_arrange_rows(kind, weights, self.config), self._arranged_bias(kind, biases))
 
-    def pack_head(self, embedding: FloatArray) -> PackedLinear:
-        """The output projection; 4 bits are too few for it, so int4 keeps it in int8."""
-        weight = self.checkpoint.tensor("lm_head") if "lm_head" in self._names else embedding
-        return self._pack(weight, None)
+    def head(self, embedding: FloatArray) -> Iterator[tuple[str, Array]]:
+        """The output projection and the norms before it; 4 bits are too few for it, so int4 keeps it in int8."""
+        weight = self.tensor("lm_head") if "lm_head" in self._names else embedding
+        yield "hidden_norm", self.padded_norm("final_norm")
+        if self._calibration is not None:
+            scale = balance(self._calibration.output_rms(), weight)
+            self._scales["final_norm"] = scale
+            weight = weight * scale
+        yield "final_norm", self.padded_norm("final_norm")
+        yield from _named("lm_head", self._pack(weight, None))
+
+    def _balanced(self, part: str) -> FloatArray:
+        weight = self.tensor(part)
+        if part in self._scales:
+            weight = weight * self._scales[part]
+        return weight / self._rows[part][:, None] if part in self._rows else weight
 
     def _pack(self, weight: FloatArray, bias: FloatArray | None) -> PackedLinear:
         if self.dtype == "bf16":
@@ -152,17 +193,23 @@ class _Packer:
                 yield prefix + name, self.padded_norm(prefix + name)
         for name in ("q_norm", "k_norm"):
             if prefix + name in self._names:
-                yield prefix + name, self.checkpoint.tensor(prefix + name)
+                yield prefix + name, self.tensor(prefix + name)
 
     def padded_norm(self, name: str) -> FloatArray:
-        """A norm's weight, zeros up to the padded hidden size."""
-        weight = layout.pad_vector(self.checkpoint.tensor(name), padded(self.config.hidden_size))
-        assert weight is not None
-        return weight
+        """A norm's weight, balanced, with zeros up to the padded hidden size."""
+        weight = self.tensor(name)
+        if name in self._scales:
+            weight = weight / self._scales[name]
+        out = layout.pad_vector(weight, padded(self.config.hidden_size))
+        assert out is not None
+        return out
 
     def _bias(self, part: str) -> FloatArray | None:
         name = part.removesuffix("_proj") + "_bias"
-        return self.checkpoint.tensor(name) if name in self._names else None
+        if name not in self._names:
+            return None
+        bias = self.tensor(name)
+        return bias / self._rows[part] if part in self._rows else bias
 
     def _arranged_bias(self, kind: str, biases: list[FloatArray | None]) -> FloatArray | None:
         present = [b[:, None] for b in biases if b is not None]
@@ -183,7 +230,7 @@ class _Packer:
         blocks: Q4Blocks | None = self.checkpoint.blocks(part)
         if blocks is not None and (kind != "o" or self.config.head_dim == padded_head_dim(self.config)):
             return blocks.quants, blocks.scale, blocks.minimum
-        return layout.quantise_int4(self._columns(kind, self.checkpoint.tensor(part)))
+        return layout.quantise_int4(self._columns(kind, self.tensor(part)))
 
 
 def _arrange_rows(kind: str, parts: list[Array], config: ModelConfig) -> Array:

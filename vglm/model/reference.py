@@ -44,7 +44,7 @@ def attend(q: Float32, k: Float32, v: Float32, scale: float, visible: npt.NDArra
     """Softmax attention: q [n, heads, d]; k, v [m, kv_heads, d]; visible [n, m]; returns [n, heads, d]."""
     group = q.shape[1] // k.shape[1]
     k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
-    scores = np.einsum("nhd,mhd->hnm", q, k) * np.float32(scale)
+    scores = np.matmul(q.transpose(1, 0, 2), k.transpose(1, 2, 0)) * np.float32(scale)
     scores = np.where(visible[None], scores, np.float32(-np.inf))
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights = scores / scores.sum(axis=-1, keepdims=True)

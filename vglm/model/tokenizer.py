@@ -47,6 +47,7 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
+        self._bytes: dict[int, bytes] = {}
         self.bos_id = bos_id
         self.eos_ids = tuple(eos_ids)
         probe = backend.encode("", add_special_tokens=True).ids
@@ -123,8 +124,10 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for; of a control token its name, of an unknown id nothing."""
-        table = self._token_bytes
-        return table[token_id] if 0 <= token_id < len(table) else b""
+        found = self._bytes.get(token_id)
+        if found is None:
+            found = self._bytes[token_id] = self._read_bytes(token_id)
+        return found
 
     def to_json(self) -> str:
         """Everything needed to rebuild the tokenizer quickly with `from_json`."""
@@ -170,17 +173,21 @@ class Tokenizer:
             pieces += self._plain_backend.encode(character, add_special_tokens=False).ids
         return [piece for piece in pieces if piece not in self.special_ids]
 
+    def _read_bytes(self, token_id: int) -> bytes:
+        if token_id in self._added:
+            return self._added[token_id].encode("utf-8")
+        token = self.id_to_token(token_id) if token_id >= 0 else None
+        if token is None:
+            return b""
+        return _byte_level_bytes(token) if self._is_byte_level else _piece_bytes(token)
+
     @cached_property
-    def _token_bytes(self) -> list[bytes]:
-        added = {i: token.content for i, token in self._backend.get_added_tokens_decoder().items()}
-        byte_level = '"ByteLevel"' in _state(self._backend.decoder)
-        table = [b""] * self.vocab_size
-        for token, token_id in self._backend.get_vocab(with_added_tokens=True).items():
-            if token_id in added:
-                table[token_id] = added[token_id].encode("utf-8")
-            else:
-                table[token_id] = _byte_level_bytes(token) if byte_level else _piece_bytes(token)
-        return table
+    def _added(self) -> dict[int, str]:
+        return {i: token.content for i, token in self._backend.get_added_tokens_decoder().items()}
+
+    @cached_property
+    def _is_byte_level(self) -> bool:
+        return '"ByteLevel"' in _state(self._backend.decoder)
 
 
 def _state(component: object) -> str:

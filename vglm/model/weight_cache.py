@@ -27,8 +27,9 @@ import xxhash
 from vglm.errors import ModelError
 from vglm.model.config import ModelConfig, RopeConfig
 from vglm.model.packing import Array, pack_model
+from vglm.model.pull import home
 
-VERSION = "1"  # of the packed layout; a new one packs again
+VERSION = "2"  # of the packed layout; a new one packs again
 ALIGN = 64
 _DTYPES = {"U8": np.uint8, "U16": np.uint16, "F32": np.float32}
 _NAMES = {np.dtype(d): name for name, d in _DTYPES.items()}
@@ -50,11 +51,6 @@ class PackedModel:
     def weight_bytes(self) -> int:
         """Bytes of the packed weights that a forward pass reads (the embedding table is read by rows)."""
         return sum(a.nbytes for name, a in self.arrays.items() if name != "embedding")
-
-
-def home() -> Path:
-    """Where vGLM keeps models and packed weights: VGLM_HOME, or ~/.cache/vglm."""
-    return Path(os.environ.get("VGLM_HOME") or Path.home() / ".cache" / "vglm")
 
 
 def load_packed(source: Path, dtype: str, progress: Callable[[float], None]) -> PackedModel:
@@ -95,15 +91,17 @@ class _CachePlace:
         from vglm.model.checkpoint import open_checkpoint
 
         checkpoint = open_checkpoint(self.source)
-        tokenizer = checkpoint.tokenizer().to_json()
+        tokenizer = checkpoint.tokenizer()
+        # the tokenizer knows end tokens that a model's config may not name
+        config = dataclasses.replace(checkpoint.config, eos_token_ids=tuple(tokenizer.eos_ids))
         meta = {
             "version": VERSION,
-            "config": json.dumps(dataclasses.asdict(checkpoint.config)),
+            "config": json.dumps(dataclasses.asdict(config)),
             "chat_template": json.dumps(checkpoint.chat_template),
             "fingerprint": f"{checkpoint.fingerprint}-{self.dtype}",
             "checksum": _CHECKSUM,
         }
-        arrays = {"tokenizer": np.frombuffer(tokenizer.encode(), np.uint8)}
+        arrays = {"tokenizer": np.frombuffer(tokenizer.to_json().encode(), np.uint8)}
         arrays.update((name, _aligned(array)) for name, array in pack_model(checkpoint, self.dtype, progress))
         try:
             self._store(arrays, meta)
@@ -180,8 +178,8 @@ def _write(file: Any, arrays: dict[str, Array], meta: dict[str, str]) -> None:
     file.write(len(text).to_bytes(8, "little") + text)
     digest = xxhash.xxh3_128()
     for array in arrays.values():
-        data = memoryview(array.reshape(-1).view(np.uint8))
-        for piece in (data, bytes(-array.nbytes % ALIGN)):
+        data: Any = array.reshape(-1).view(np.uint8)
+        for piece in (data.data, bytes(-array.nbytes % ALIGN)):
             digest.update(piece)
             file.write(piece)
     file.seek(8 + text.index(b'"checksum": "') + len(b'"checksum": "'))
