@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_CASE = "marfan"
 EXPLAINED = 3  # candidates that the model explains
+MAX_COMMAS = 8  # in the name of a phenotype
 GRAPH_BUDGET = 1_000  # tokens of graph text in one question
 
 
@@ -63,8 +64,9 @@ EPILOG = "\n\n".join(
     (
         "Examples:",
         f"vglm demo   (the published case {DEFAULT_CASE}; others: {OTHER_CASES})",
+        "vglm demo HP:0001519 HP:0001083",
         "vglm demo --patient loeys-dietz --top 5",
-        'vglm demo --findings "HP:0001519, HP:0001083, Arachnodactyly" --excluded "Short stature"',
+        'vglm demo --findings "Ectopia lentis, Arachnodactyly" --excluded "Short stature"',
         "vglm demo --patient my-patient.json --no-explain --json",
     )
 )
@@ -86,15 +88,16 @@ class Options:
 
 
 def demo(
+    terms: Annotated[
+        list[str] | None, typer.Argument(metavar="[FINDING]...", help="Findings, as with --findings.")
+    ] = None,
     patient: Annotated[
         str | None,
         typer.Option(help="A case that comes with vGLM, or a JSON file with `findings` and `excluded`."),
     ] = None,
     findings: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Findings instead of a case: HPO ids or names, comma-separated or given repeatedly."
-        ),
+        typer.Option(help="Findings instead of a case: HPO ids or names, several separated by commas."),
     ] = None,
     excluded: Annotated[
         list[str] | None, typer.Option(help="With --findings: what was looked for and is absent.")
@@ -117,6 +120,7 @@ def demo(
     Fetches the Human Phenotype Ontology and the model when they are not there yet, loads the ontology and its
     annotations as a graph, and prints what it measured. Not a medical device.
     """
+    findings = [*(findings or []), *(terms or [])] or None
     options = Options(patient, findings, excluded, model, top, max_tokens, hpo, explain, as_json)
     try:
         run(options)
@@ -164,12 +168,21 @@ def choose_patient(hpo: HPO, options: Options) -> Patient:
         return read_patient(options.patient or DEFAULT_CASE, hpo)
     if options.patient is not None:
         raise VGLMError("--patient and --findings exclude each other; give one of them")
-    given = {"findings": _split(options.findings), "excluded": _split(options.excluded or [])}
-    return parse_patient(given, hpo, "options")
+    given = {"findings": options.findings, "excluded": options.excluded or []}
+    return parse_patient({field: _split(values, hpo) for field, values in given.items()}, hpo, "options")
 
 
-def _split(values: list[str]) -> list[str]:
-    return [part.strip() for value in values for part in value.split(",") if part.strip()]
+def _split(values: list[str], hpo: HPO) -> list[str]:
+    """The terms in comma-separated lists; names that have commas of their own stay whole."""
+    terms: list[str] = []
+    for value in values:
+        parts = [part.strip() for part in value.split(",") if part.strip()]
+        while parts:
+            lengths = range(min(len(parts), MAX_COMMAS + 1), 1, -1)
+            length = next((n for n in lengths if hpo.knows(", ".join(parts[:n]))), 1)
+            terms.append(", ".join(parts[:length]))
+            del parts[:length]
+    return terms
 
 
 def rank(hpo: HPO, patient: Patient, top: int) -> Ranking:

@@ -63,6 +63,26 @@ def test_json(directory: Path) -> None:
     assert result["measured"]["ranking_again_ms"] > 0
 
 
+def test_findings_as_arguments(directory: Path) -> None:
+    done = run(
+        directory, "--hpo", str(directory), "--no-explain", "--json", "--findings", LENS, TALL, "myopia"
+    )
+    assert done.returncode == 0, done.stderr
+    names = [finding["name"] for finding in json.loads(done.stdout)["patient"]["findings"]]
+    assert names == ["Ectopia lentis", "Tall stature", "Myopia"]
+
+
+def test_commas_separate_terms_but_not_names(tmp_path: Path) -> None:
+    small_hpo.write(tmp_path)
+    obo = (tmp_path / "hp.obo").read_text().replace("name: High myopia", "name: Myopia, high, both eyes")
+    (tmp_path / "hp.obo").write_text(obo)
+    findings = "ectopia lentis, Myopia, HIGH, both eyes,,Myopia, Tall stature"
+    done = run(tmp_path, "--hpo", str(tmp_path), "--no-explain", "--json", "--findings", findings)
+    assert done.returncode == 0, done.stderr
+    ids = [finding["id"] for finding in json.loads(done.stdout)["patient"]["findings"]]
+    assert ids == [LENS, HIGH_MYOPIA, "HP:0000012", TALL]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

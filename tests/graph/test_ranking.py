@@ -17,7 +17,7 @@ from vglm.graph.hpo import HPO, load_hpo
 from vglm.graph.ranking import DiseaseRanker
 
 EYE, LENS, MYOPIA, HIGH_MYOPIA, TALL = (f"HP:00000{n}" for n in (10, 11, 12, 13, 20))
-# P(term | disease) of the small ontology: (4 + 1) / (6 + 2), the midpoint of "very frequent", 50 %, the value for
+# P(term | disease) of the small ontology: (4 + 1) / (6 + 2), midpoint of "very frequent", 50 %, the value for
 # an unknown frequency, (2 + 1) / (2 + 2)
 LENS_1, TALL_1, HIGH_2, MYOPIA_3, TALL_4 = 5 / 8, 0.895, 0.5, 0.7, 3 / 4
 

@@ -50,6 +50,10 @@ class HPO:
             raise GraphError(f"{shown(finding)} ({self.graph.name_of(node_id)}) is not a phenotype")
         return node_id
 
+    def knows(self, name: str) -> bool:
+        """True if this is the name or a synonym of a phenotype (any case)."""
+        return name.strip().casefold() in self._names
+
     def _by_name(self, text: str) -> str:
         if text in self.obsolete:
             instead = ", ".join(self.obsolete[text]) or "nothing"
