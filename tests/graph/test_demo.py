@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +182,5 @@ def test_mentions_are_checked_against_the_evidence(hpo: HPO) -> None:
     assert {i for i, _ in (*found.linked, *found.unlinked)} == {LENS, HIGH_MYOPIA, TALL}
     assert {i for i, _ in found.linked} == supported & {LENS, HIGH_MYOPIA, TALL}
     assert (TALL, "Tall stature") in found.unlinked
+    renamed = replace(first, name="Tall stature syndrome")
+    assert mentions(hpo, renamed, "Why TALL stature syndrome fits.").unlinked == ()

@@ -76,6 +76,8 @@ def question(
 def mentions(hpo: HPO, candidate: Candidate, answer: str) -> Mentions:
     """The phenotypes whose names or synonyms occur in an answer, longest match first, each once."""
     supported = {i for item in candidate.evidence if item.explained for i in (item.finding, item.matched)}
+    # The disease's own name is no finding: "Marfan lipodystrophy syndrome" does not claim lipodystrophy.
+    answer = re.sub(re.escape(candidate.name), candidate.id, answer, flags=re.IGNORECASE)
     words = [word.casefold() for word in _WORD.findall(answer)]
     found: dict[str, None] = {}
     position = 0
