@@ -54,7 +54,9 @@ def request_output(
 def embedding_output(request: Request) -> EmbeddingOutput:
     """A finished ENCODE request."""
     assert request.pooled is not None
-    return EmbeddingOutput(request.request_id, request.prompt_token_ids, request.pooled, request.num_cached_tokens)
+    return EmbeddingOutput(
+        request.request_id, request.prompt_token_ids, request.pooled, request.num_cached_tokens
+    )
 
 
 def score_output(request: Request) -> ScoreOutput:

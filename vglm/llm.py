@@ -7,9 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any
 
 from vglm.assemble import (
     CompletionChunk,
@@ -22,11 +20,14 @@ from vglm.decode.outputs import EmbeddingOutput, RequestOutput, ScoreOutput
 from vglm.decode.sampling_params import SamplingParams
 from vglm.engine.metrics import EngineStats
 from vglm.engine.request import Request, RequestKind
-from vglm.errors import RequestError, VGLMError
-from vglm.model.chat_template import ChatTemplate
+from vglm.errors import ConfigError, ModelError, RequestError, VGLMError
 from vglm.model.tokenizer import Tokenizer
 from vglm.options import EngineOptions, build_engine
-from vglm.prompts import EncodedPrompt, Prompt, encode_prompts, is_single
+from vglm.progress import progress_bar
+from vglm.prompts import EncodedPrompt, Prompt, encode_prompts, is_single, token_ids
+
+if TYPE_CHECKING:  # imported when it is needed: a start without chat or progress bars is 40 ms faster
+    from vglm.model.chat_template import ChatTemplate
 
 Message = Mapping[str, Any]
 
@@ -49,14 +50,24 @@ class LLM:
     def __init__(self, model: str | Path, **options: Any) -> None:
         from vglm.model.pull import resolve_model
 
+        if not isinstance(model, (str, Path)):
+            raise ModelError(
+                f"model is {model!r}; give a known name, a GGUF file or a Hugging Face directory"
+            )
+        if unknown := options.keys() - EngineOptions.__slots__:
+            raise ConfigError(
+                f"unknown option {', '.join(sorted(unknown))}; there are {', '.join(EngineOptions.__slots__)}"
+            )
         self.options = EngineOptions(**options)
-        with tqdm(total=100, desc="packing weights", unit="%", disable=None, delay=0.5, leave=False) as bar:
-            progress: Callable[[float], None] = lambda done: bar.update(int(done * 100) - bar.n)  # type: ignore[func-returns-value] # noqa: E731
-            self.engine, packed = build_engine(resolve_model(model), self.options, progress)
+        with progress_bar(100, "packing weights", unit="%", delay=0.5) as advance:
+            self.engine, packed = build_engine(
+                resolve_model(model), self.options, lambda done: advance(int(done * 100))
+            )
         self.model = str(model)
         self.config = packed.config
         self._packed = packed
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
+        self._abandoned: deque[str] = deque()  # requests that nobody waits for any more
         self._ids = itertools.count()
         self._tokenizer: Tokenizer | None = None
         self._template: ChatTemplate | None = None
@@ -89,8 +100,10 @@ class LLM:
         give one for each. Raises RequestError, before anything runs, when a prompt or parameter cannot be served.
         """
         encoded = encode_prompts(prompts, self.tokenizer)
-        params = _one_each(sampling_params or SamplingParams(), len(encoded))
-        detokenizers = [self._detokenizers(e, p, incremental=False) for e, p in zip(encoded, params, strict=True)]
+        params = _one_each(SamplingParams() if sampling_params is None else sampling_params, len(encoded))
+        detokenizers = [
+            self._detokenizers(e, p, incremental=False) for e, p in zip(encoded, params, strict=True)
+        ]
         hooks = [_stop_hook(d, p) for d, p in zip(detokenizers, params, strict=True)]
 
         def add(i: int) -> Request:
@@ -110,6 +123,8 @@ class LLM:
         **template_variables: Any,
     ) -> list[RequestOutput]:
         """Answer one conversation or many: lists of {"role": ..., "content": ...}, through the model's chat template."""
+        if not isinstance(messages, Sequence):
+            raise RequestError(f"messages must be a list of mappings; got {type(messages).__name__}")
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
         prompts = [self._chat_prompt(c, template_variables) for c in conversations]  # type: ignore[arg-type]
         return self.generate(prompts, sampling_params, use_tqdm)  # type: ignore[arg-type]
@@ -121,8 +136,13 @@ class LLM:
 
         The last chunk of each completion has a finish_reason. Leaving the loop ends the request.
         """
-        params = sampling_params or SamplingParams()
-        if isinstance(prompt, Sequence) and not isinstance(prompt, str) and prompt and isinstance(prompt[0], Mapping):
+        params = _one_each(SamplingParams() if sampling_params is None else sampling_params, 1)[0]
+        if (
+            isinstance(prompt, Sequence)
+            and not isinstance(prompt, str)
+            and prompt
+            and isinstance(prompt[0], Mapping)
+        ):
             prompt = self._chat_prompt(prompt, {})  # type: ignore[arg-type]
         if not is_single(prompt):
             raise RequestError("stream takes one prompt; use generate for many")
@@ -137,24 +157,29 @@ class LLM:
 
         with self._lock:
             request = self._add(encoded, params, on_token=on_token)
-        return self._stream(request, detokenizers, chunks)
+        stream = self._stream(request, detokenizers, chunks)
+        next(stream)  # into its try block: from here on dropping the stream ends the request
+        return stream
 
     def _stream(
         self, request: Request, detokenizers: list[Detokenizer], chunks: deque[CompletionChunk]
     ) -> Iterator[CompletionChunk]:
         try:
+            yield CompletionChunk(0, "", [])  # taken by `stream`
             while not request.finished:
-                with self._lock:
-                    self.engine.step()
+                self._step()
                 yield from _drain(chunks)
             yield from _drain(chunks)
             _raise_failed([request])
             for sequence, detokenizer in zip(request.sequences, detokenizers, strict=True):
                 rest = detokenizer.finish()
-                yield CompletionChunk(sequence.index, rest, [], sequence.finish_reason, sequence.stop_reason, request)
+                yield CompletionChunk(
+                    sequence.index, rest, [], sequence.finish_reason, sequence.stop_reason, request
+                )
         finally:
-            with self._lock:
-                self.engine.abort(request.request_id)
+            # The garbage collector may run this in the middle of a step: whoever has the engine then ends the request.
+            self._abandoned.append(request.request_id)
+            self._reap()
 
     # ---- other questions ----------------------------------------------------------------------------------
 
@@ -168,19 +193,31 @@ class LLM:
         return [embedding_output(request) for request in requests]
 
     def score(
-        self, prompts: Prompt | Sequence[Prompt], continuations: str | Sequence[str | Sequence[int]], use_tqdm: bool = True
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        continuations: str | Sequence[str | Sequence[int]],
+        use_tqdm: bool = True,
     ) -> list[ScoreOutput]:
         """Log-probability of each continuation after its prompt (one prompt serves all continuations).
 
         A continuation is text, encoded by itself, or token ids.
         """
+        if not isinstance(continuations, Sequence) or isinstance(continuations, bytes):
+            raise RequestError(f"continuations must be text or a list; got {type(continuations).__name__}")
         wanted: list[Any] = [continuations] if isinstance(continuations, str) else list(continuations)
         encoded = encode_prompts(prompts, self.tokenizer)
         if len(encoded) == 1:
             encoded = encoded * len(wanted)
         if len(encoded) != len(wanted):
-            raise RequestError(f"{len(encoded)} prompts but {len(wanted)} continuations; give one each, or one prompt")
-        targets = [self.tokenizer.encode(w, add_special=False) if isinstance(w, str) else [int(t) for t in w] for w in wanted]
+            raise RequestError(
+                f"{len(encoded)} prompts but {len(wanted)} continuations; give one each, or one prompt"
+            )
+        targets = [
+            self.tokenizer.encode(w, add_special=False)
+            if isinstance(w, str)
+            else token_ids(w, f"continuation {i}")
+            for i, w in enumerate(wanted)
+        ]
         params = SamplingParams(max_tokens=1)
 
         def add(i: int) -> Request:
@@ -191,39 +228,62 @@ class LLM:
     # ---- inside -------------------------------------------------------------------------------------------
 
     def _add(self, prompt: EncodedPrompt, params: SamplingParams, **options: Any) -> Request:
-        return self.engine.add_request(str(next(self._ids)), prompt.token_ids, params, embeds=prompt.embeds, **options)
+        return self.engine.add_request(
+            str(next(self._ids)), prompt.token_ids, params, embeds=prompt.embeds, **options
+        )
 
     def _run(self, add: Callable[[int], Request], count: int, use_tqdm: bool) -> list[Request]:
         """Add the requests and step until all of them are finished; on any error none of them stays in the engine."""
         requests: list[Request] = []
-        with tqdm(total=count, desc="requests", disable=not use_tqdm, dynamic_ncols=True) as bar:
+        with progress_bar(count, "requests", show=use_tqdm) as advance:
             try:
                 with self._lock:
                     for i in range(count):
                         requests.append(add(i))
                 done = 0
                 while done < count:
-                    with self._lock:
-                        updated = self.engine.step()
+                    updated = self._step()
                     if any(request.finished for request in updated) or not updated:
                         done = sum(request.finished for request in requests)
-                        bar.update(done - bar.n)
+                        advance(done)
                 _raise_failed(requests)
             finally:
-                with self._lock:
-                    for request in requests:
-                        if not request.finished:
-                            self.engine.abort(request.request_id)
+                self._abandoned.extend(request.request_id for request in requests if not request.finished)
+                self._reap()
         return requests
 
-    def _detokenizers(self, prompt: EncodedPrompt, params: SamplingParams, incremental: bool) -> list[Detokenizer]:
+    def _step(self) -> list[Request]:
+        with self._lock:
+            updated = self.engine.step()
+        self._reap()
+        return updated
+
+    def _reap(self) -> None:
+        """End the abandoned requests, unless someone has the engine: they do it after their step."""
+        while self._abandoned and self._lock.acquire(blocking=False):
+            try:
+                while self._abandoned:
+                    self.engine.abort(self._abandoned.popleft())
+            finally:
+                self._lock.release()
+
+    def _detokenizers(
+        self, prompt: EncodedPrompt, params: SamplingParams, incremental: bool
+    ) -> list[Detokenizer]:
         return [Detokenizer(self.tokenizer, prompt.token_ids, params, incremental) for _ in range(params.n)]
 
     def _chat_prompt(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> Prompt:
+        from vglm.model.chat_template import ChatTemplate
+
         if self._template is None:
             if self._packed.chat_template is None:
-                raise RequestError(f"the model {self.model!r} has no chat template; use generate with a prompt of your own")
-            names = [self.tokenizer.id_to_token(t) or "" if t is not None else "" for t in (self.tokenizer.bos_id, self._eos())]
+                raise RequestError(
+                    f"the model {self.model!r} has no chat template; use generate with a prompt of your own"
+                )
+            names = [
+                self.tokenizer.id_to_token(t) or "" if t is not None else ""
+                for t in (self.tokenizer.bos_id, self._eos())
+            ]
             self._template = ChatTemplate(self._packed.chat_template, *names)
         text = self._template.render(messages, **variables)
         return {"prompt_token_ids": self.tokenizer.encode(text, add_special=False)}
@@ -235,12 +295,18 @@ class LLM:
 def _one_each(params: SamplingParams | Sequence[SamplingParams], count: int) -> list[SamplingParams]:
     if isinstance(params, SamplingParams):
         return [params] * count
+    if not isinstance(params, Sequence) or not all(isinstance(p, SamplingParams) for p in params):
+        raise RequestError("sampling_params must be a SamplingParams, or a list of one for each prompt")
     if len(params) != count:
-        raise RequestError(f"{count} prompts but {len(params)} sampling_params; give one for all, or one each")
+        raise RequestError(
+            f"{count} prompts but {len(params)} sampling_params; give one for all, or one each"
+        )
     return list(params)
 
 
-def _stop_hook(detokenizers: list[Detokenizer], params: SamplingParams) -> Callable[[int, int], str | None] | None:
+def _stop_hook(
+    detokenizers: list[Detokenizer], params: SamplingParams
+) -> Callable[[int, int], str | None] | None:
     if not params.stop_strings:
         return None
 

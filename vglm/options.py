@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vglm.engine.block_pool import BlockPool
 from vglm.engine.core import EngineConfig, EngineCore
-from vglm.errors import ConfigError
+from vglm.errors import ConfigError, ModelError
 from vglm.model.weight_cache import PackedModel, load_packed
 
 DTYPES = ("auto", "bf16", "int8", "int4")
@@ -56,6 +56,10 @@ class EngineOptions:
         _whole("max_num_seqs", self.max_num_seqs, 1, 65536)
         _whole("max_num_batched_tokens", self.max_num_batched_tokens, 1, 1 << 20)
         _whole("seed", self.seed, 0, (1 << 64) - 1)
+        if not isinstance(self.enable_prefix_caching, bool):
+            raise ConfigError(
+                f"enable_prefix_caching is {self.enable_prefix_caching!r}; choose True or False"
+            )
         if self.max_model_len is not None:
             _whole("max_model_len", self.max_model_len, 2, 1 << 24)
         if self.threads is not None:
@@ -95,15 +99,24 @@ def build_engine(
         raise ConfigError(f"max_model_len {max_model_len} is over the model's {reason} of {limit} tokens")
     size = block_bytes(packed, options.block_size, options.kv_dtype)
     num_blocks, max_model_len = _pool_size(options, size, max_model_len)
-    executor = NativeExecutor(
-        packed,
-        max_model_len=max_model_len,
-        block_size=options.block_size,
-        num_blocks=num_blocks,
-        kv_cache_dtype=options.kv_dtype,
-        threads=options.threads or len(os.sched_getaffinity(0)),
-        isa=isa,
-    )
+    try:
+        executor = NativeExecutor(
+            packed,
+            max_model_len=max_model_len,
+            block_size=options.block_size,
+            num_blocks=num_blocks,
+            kv_cache_dtype=options.kv_dtype,
+            threads=options.threads or len(os.sched_getaffinity(0)),
+            isa=isa,
+        )
+    except ValueError as error:
+        raise ModelError(f"{path}: the native core cannot run this model: {error}") from error
+    except (MemoryError, RuntimeError) as error:
+        reason = str(error) or "out of memory"
+        raise ConfigError(
+            f"no room for {num_blocks * size} bytes of KV cache and the threads ({reason}); "
+            "lower kv_cache_memory or threads"
+        ) from error
     engine_config = EngineConfig(
         max_num_seqs=options.max_num_seqs,
         max_num_batched_tokens=max(options.max_num_batched_tokens, options.max_num_seqs),
@@ -128,7 +141,9 @@ def choose_isa() -> str:
     if not wanted:
         return available[0]
     if wanted not in (*available, "amx_simulated"):
-        raise ConfigError(f"VGLM_ISA={wanted} is not available on this machine; it has {', '.join(available)}")
+        raise ConfigError(
+            f"VGLM_ISA={wanted} is not available on this machine; it has {', '.join(available)}"
+        )
     return wanted
 
 
@@ -140,6 +155,7 @@ def _pool_size(options: EngineOptions, size: int, max_model_len: int) -> tuple[i
     else:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         num_blocks = min(per_sequence * options.max_num_seqs, memory // 4 // size)
+    num_blocks = min(num_blocks, (1 << 31) - 1)
     if num_blocks < per_sequence:
         if options.max_model_len is not None or num_blocks < 1:
             raise ConfigError(
@@ -157,13 +173,13 @@ def parse_bytes(name: str, value: int | str) -> int:
         number = float(match[1]) * _UNITS[match[2]] if match else 0.0
     else:
         number = value if isinstance(value, int) and not isinstance(value, bool) else 0.0
-    if not 1 <= number < 1 << 50:
+    if not 1 <= number < 1 << 46:  # the address space of a process
         raise ConfigError(f"{name} is {value!r}; give bytes, or a size as in '512M' or '2G'")
     return int(number)
 
 
 def _choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed or isinstance(value, bool):
+    if not any(type(value) is type(a) and value == a for a in allowed):
         raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(map(str, allowed))}")
 
 

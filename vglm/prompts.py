@@ -34,15 +34,25 @@ def is_single(prompts: object) -> bool:
 
 def encode_prompts(prompts: Prompt | Sequence[Prompt], tokenizer: Tokenizer) -> list[EncodedPrompt]:
     """Tokens of one or many prompts; texts are encoded together. Raises RequestError that names the bad prompt."""
-    many: Sequence[Any] = [prompts] if is_single(prompts) else prompts  # type: ignore[list-item,assignment]
+    many: Sequence[Any] = [prompts] if is_single(prompts) else prompts  # type: ignore[assignment]
     if not isinstance(many, Sequence) or isinstance(many, (bytes, bytearray)):
-        raise RequestError(f"prompts must be text, token ids, a mapping, or a list of these; got {type(prompts).__name__}")
+        raise RequestError(
+            f"prompts must be text, token ids, a mapping, or a list of these; got {type(prompts).__name__}"
+        )
     texts = [_text(prompt, i) for i, prompt in enumerate(many)]
-    encoded = iter(tokenizer.encode_batch([t for t in texts if t is not None]) if any(t is not None for t in texts) else [])
+    encoded = iter(
+        tokenizer.encode_batch([t for t in texts if t is not None])
+        if any(t is not None for t in texts)
+        else []
+    )
     out = []
     for i, (prompt, text) in enumerate(zip(many, texts, strict=True)):
         ids = next(encoded) if text is not None else _ids(prompt, i)
-        embeds = _embeds(prompt["prompt_embeds"], i) if isinstance(prompt, Mapping) and "prompt_embeds" in prompt else None
+        embeds = (
+            _embeds(prompt["prompt_embeds"], i)
+            if isinstance(prompt, Mapping) and "prompt_embeds" in prompt
+            else None
+        )
         out.append(EncodedPrompt(text, ids, embeds))
     return out
 
@@ -51,29 +61,52 @@ def _text(prompt: Any, index: int) -> str | None:
     if isinstance(prompt, Mapping):
         unknown = set(prompt) - {"prompt", "prompt_token_ids", "prompt_embeds"}
         if unknown or ("prompt" in prompt) == ("prompt_token_ids" in prompt):
-            raise RequestError(f"prompt {index}: a mapping has either 'prompt' or 'prompt_token_ids', and may have 'prompt_embeds'")
-        prompt = prompt.get("prompt")
-        if prompt is not None and not isinstance(prompt, str):
+            raise RequestError(
+                f"prompt {index}: a mapping has either 'prompt' or 'prompt_token_ids', and may have 'prompt_embeds'"
+            )
+        if "prompt" not in prompt:
+            return None
+        prompt = prompt["prompt"]
+        if not isinstance(prompt, str):
             raise RequestError(f"prompt {index}: 'prompt' must be text")
     return prompt if isinstance(prompt, str) else None
 
 
 def _ids(prompt: Any, index: int) -> list[int]:
-    values = prompt["prompt_token_ids"] if isinstance(prompt, Mapping) else prompt
+    return token_ids(prompt["prompt_token_ids"] if isinstance(prompt, Mapping) else prompt, f"prompt {index}")
+
+
+def token_ids(values: Any, what: str) -> list[int]:
+    """Token ids from a list or array. Raises RequestError that names `what` when they are none."""
     if isinstance(values, np.ndarray):
         values = values.tolist()
-    if not isinstance(values, Sequence) or not all(_is_id(v) for v in values):
-        raise RequestError(f"prompt {index}: token ids must be a list of whole numbers")
-    return [int(v) for v in values]
+    if (
+        not isinstance(values, Sequence)
+        or isinstance(values, (bytes, bytearray))
+        or not all(_is_id(v) for v in values)
+    ):
+        raise RequestError(f"{what}: token ids must be a list of whole numbers")
+    ids = [int(v) for v in values]
+    if ids and not 0 <= min(ids) <= max(ids) < 1 << 31:
+        raise RequestError(f"{what}: token ids must be from 0 to the size of the vocabulary")
+    return ids
 
 
 def _embeds(values: Any, index: int) -> PromptEmbeds:
     try:
-        positions = sorted(int(p) for p in values)
-        rows = np.stack([np.asarray(values[p], np.float32).reshape(-1) for p in positions])
-    except (TypeError, ValueError, KeyError) as error:
-        raise RequestError(f"prompt {index}: prompt_embeds must map positions to vectors of equal size ({error})") from error
-    return PromptEmbeds(np.array(positions, np.int32), np.ascontiguousarray(rows))
+        if not isinstance(values, Mapping) or not all(_is_id(p) for p in values):
+            raise ValueError("the keys must be whole numbers")
+        positions = sorted(values)
+        vectors = [np.asarray(values[p]) for p in positions]
+        if any(v.ndim != 1 or v.dtype.kind not in "fiu" for v in vectors):
+            raise ValueError("a vector is one-dimensional and of real numbers")
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused as such
+            rows = np.stack(vectors).astype(np.float32)
+        return PromptEmbeds(np.array(positions, np.int32), rows)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise RequestError(
+            f"prompt {index}: prompt_embeds must map positions to vectors of equal size ({error})"
+        ) from error
 
 
 def _is_id(value: object) -> bool:

@@ -18,7 +18,7 @@ static VGLM_INLINE void finish(const Linear& w, const Epilogue& e, int row, int 
   }
   if (e.store == Store::swiglu) {
     for (int g = 0; g + 1 < groups; g += 2) {
-      f32x16 silu = y[g] / (set1(1.f) + exp(zero_f32() - y[g]));
+      f32x16 silu = y[g] * reciprocal(set1(1.f) + exp(zero_f32() - y[g]));
       store_bf16(e.out_bf16 + row * e.stride + (group + g) / 2 * kGroup, silu * y[g + 1]);
     }
   } else if (e.store == Store::add_f32) {

@@ -35,7 +35,12 @@ class NativeExecutor:
         self.config = config
         self.model = _native.Model(native_spec(config, max_model_len), weights, threads, isa)
         self.kv = _native.KVCache(
-            config.num_layers, config.num_kv_heads, padded_head_dim(config), block_size, num_blocks, kv_cache_dtype
+            config.num_layers,
+            config.num_kv_heads,
+            padded_head_dim(config),
+            block_size,
+            num_blocks,
+            kv_cache_dtype,
         )
 
     def execute(self, batch: StepBatch) -> StepResult:
@@ -61,7 +66,9 @@ class NativeExecutor:
 def block_bytes(packed: PackedModel, block_size: int, kv_cache_dtype: str) -> int:
     """Bytes of one block of the KV pool, all layers."""
     config = packed.config
-    per_head = padded_head_dim(config) * (2 if kv_cache_dtype == "bf16" else 1) + (4 if kv_cache_dtype == "int8" else 0)
+    per_head = padded_head_dim(config) * (2 if kv_cache_dtype == "bf16" else 1) + (
+        4 if kv_cache_dtype == "int8" else 0
+    )
     return 2 * per_head * config.num_kv_heads * config.num_layers * block_size
 
 
@@ -72,7 +79,12 @@ def native_weights(packed: PackedModel) -> dict[str, Any]:
     heads = (config.num_heads + 2 * config.num_kv_heads) * padded_head_dim(config)
     mlp = padded(config.intermediate_size)
     attention = padded(config.num_heads * padded_head_dim(config))
-    sizes = {"qkv": (padded(heads), hidden), "o": (hidden, attention), "gate_up": (2 * mlp, hidden), "down": (hidden, mlp)}
+    sizes = {
+        "qkv": (padded(heads), hidden),
+        "o": (hidden, attention),
+        "gate_up": (2 * mlp, hidden),
+        "down": (hidden, mlp),
+    }
     weights: dict[str, Any] = {}
     for index in range(config.num_layers):
         for spec in layer_specs(index):

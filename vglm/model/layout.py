@@ -111,7 +111,9 @@ def pack_int8(
     stored[:n, :k] = quants.view(np.uint8) ^ np.uint8(128)
     size = len(stored)
     packed_scale = pad_vector(scale, size)
-    return PackedLinear("int8", size, stored.shape[1], _interleave(stored, 4), packed_scale, pad_vector(bias, size))
+    return PackedLinear(
+        "int8", size, stored.shape[1], _interleave(stored, 4), packed_scale, pad_vector(bias, size)
+    )
 
 
 def pack_int4(

@@ -86,7 +86,9 @@ def rope_tables(config: ModelConfig, max_position: int) -> tuple[FloatArray, Flo
     return cos.astype(np.float32).reshape(-1), sin.astype(np.float32).reshape(-1)
 
 
-def pack_model(checkpoint: Checkpoint, dtype: str, progress: Callable[[float], None]) -> Iterator[tuple[str, Array]]:
+def pack_model(
+    checkpoint: Checkpoint, dtype: str, progress: Callable[[float], None]
+) -> Iterator[tuple[str, Array]]:
     """Yield (name, array) for every array of the packed model; `progress` gets the fraction done.
 
     A matrix `m` gives `m.<type>` (uint8 data) and, where it has them, `m.scale` and `m.bias`; norms are float32, padded;
@@ -126,7 +128,9 @@ class _Packer:
         self.tensor = checkpoint.tensor if calibration is None else calibration.weight
         self._calibration = calibration
         self._names = set(checkpoint.names())
-        self._scales: dict[str, FloatArray] = {}  # by canonical name: what the columns are multiplied with, or norms divided by
+        self._scales: dict[
+            str, FloatArray
+        ] = {}  # by canonical name: what the columns are multiplied with, or norms divided by
         self._rows: dict[str, FloatArray] = {}  # what rows (and biases) are divided by
 
     def start_layer(self, index: int) -> None:
@@ -143,7 +147,9 @@ class _Packer:
         ):
             scale = balance(rms[source], *(self.tensor(p + reader) for reader in readers))
             self._scales |= {p + name: scale for name in (norm, *readers)}
-        self._scales[p + "down_proj"] = self._rows[p + "up_proj"] = balance(rms["down"], self.tensor(p + "down_proj"))
+        self._scales[p + "down_proj"] = self._rows[p + "up_proj"] = balance(
+            rms["down"], self.tensor(p + "down_proj")
+        )
 
     def end_layer(self, index: int) -> None:
         """Let the layer's tensors go."""
@@ -158,7 +164,9 @@ class _Packer:
         biases = [self._bias(part) for part in spec.parts]
         if self.dtype == "int4":
             blocks = [self._blocks(part, kind) for part in spec.parts]
-            arranged = [_arrange_rows(kind, list(arrays), self.config) for arrays in zip(*blocks, strict=True)]
+            arranged = [
+                _arrange_rows(kind, list(arrays), self.config) for arrays in zip(*blocks, strict=True)
+            ]
             return layout.pack_int4(arranged[0], arranged[1], arranged[2], self._arranged_bias(kind, biases))
         weights = [self._columns(kind, self._balanced(part)) for part in spec.parts]
         return self._pack(_arrange_rows(kind, weights, self.config), self._arranged_bias(kind, biases))

@@ -26,8 +26,9 @@ import xxhash
 
 from vglm.errors import ModelError
 from vglm.model.config import ModelConfig, RopeConfig
-from vglm.model.packing import Array, pack_model
 from vglm.model.pull import home
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 VERSION = "2"  # of the packed layout; a new one packs again
 ALIGN = 64
@@ -82,13 +83,16 @@ class _CachePlace:
         except (OSError, ValueError):
             return None
         try:
-            return _open_mapped(memoryview(view))
+            packed = _open_mapped(memoryview(view))
         except (ValueError, KeyError, TypeError, ModelError) as error:
             log.warning("packed weights %s are damaged (%s): packing again", self.path, error)
             return None
+        _forget_pages(view, packed.arrays["embedding"])
+        return packed
 
     def write(self, progress: Callable[[float], None]) -> PackedModel:
         from vglm.model.checkpoint import open_checkpoint
+        from vglm.model.packing import pack_model
 
         checkpoint = open_checkpoint(self.source)
         tokenizer = checkpoint.tokenizer()
@@ -106,12 +110,16 @@ class _CachePlace:
         try:
             self._store(arrays, meta)
         except OSError as error:
-            log.warning("cannot keep packed weights in %s (%s): the next start packs them again", self.folder, error)
+            log.warning(
+                "cannot keep packed weights in %s (%s): the next start packs them again", self.folder, error
+            )
             return _packed(arrays, meta)
         del arrays
         packed = self.read()
         if packed is None:
-            raise ModelError(f"{self.path}: packed weights changed while they were written; delete the file and retry")
+            raise ModelError(
+                f"{self.path}: packed weights changed while they were written; delete the file and retry"
+            )
         return packed
 
     def _store(self, arrays: dict[str, Array], meta: dict[str, str]) -> None:
@@ -147,6 +155,15 @@ class _CachePlace:
             yield
 
 
+def _forget_pages(view: mmap.mmap, array: Array) -> None:
+    """Let go of pages that only the checksum has touched; those in use come back from the page cache."""
+    start = array.ctypes.data - np.frombuffer(view, np.uint8).ctypes.data
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (start + array.nbytes - first) // mmap.PAGESIZE * mmap.PAGESIZE
+    if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
+        view.madvise(mmap.MADV_DONTNEED, first, length)
+
+
 def _state_of(source: Path) -> str:
     files = sorted(p for p in source.iterdir() if p.is_file()) if source.is_dir() else [source]
     digest = hashlib.blake2b(VERSION.encode(), digest_size=8)
@@ -171,7 +188,11 @@ def _write(file: Any, arrays: dict[str, Array], meta: dict[str, str]) -> None:
     header: dict[str, Any] = {"__metadata__": meta}
     at = 0
     for name, array in arrays.items():
-        header[name] = {"dtype": _NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [at, at + array.nbytes]}
+        header[name] = {
+            "dtype": _NAMES[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [at, at + array.nbytes],
+        }
         at += -(-array.nbytes // ALIGN) * ALIGN
     text = json.dumps(header).encode()
     text += b" " * (-(len(text) + 8) % ALIGN)
@@ -209,7 +230,11 @@ def _packed(arrays: dict[str, Array], meta: dict[str, str]) -> PackedModel:
     arrays = dict(arrays)
     tokenizer = arrays.pop("tokenizer").tobytes().decode()
     return PackedModel(
-        _config(json.loads(meta["config"])), arrays, tokenizer, json.loads(meta["chat_template"]), meta["fingerprint"]
+        _config(json.loads(meta["config"])),
+        arrays,
+        tokenizer,
+        json.loads(meta["chat_template"]),
+        meta["fingerprint"],
     )
 
 
