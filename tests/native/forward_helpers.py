@@ -37,6 +37,16 @@ class TinyCheckpoint:
     def blocks(self, name: str) -> Q4Blocks | None:
         return None
 
+    def tokenizer(self) -> _Bytes:
+        return _Bytes()
+
+
+class _Bytes:
+    """A tokenizer for the calibration text: its bytes."""
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
 
 def random_checkpoint(seed: int = 0, **sizes: Any) -> TinyCheckpoint:
     """A random Llama whose weights are bf16 values, so that packing to bf16 loses nothing."""
