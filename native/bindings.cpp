@@ -298,7 +298,7 @@ NB_MODULE(_native, m) {
              nb::gil_scoped_release release;
              self.copy(from.data(), to.data(), (int64_t)from.shape(0));
            },
-           "source"_a, "destination"_a)
+           "src"_a, "dst"_a)
       .def("release",
            [](KVCache& self, Ints blocks) {
              nb::gil_scoped_release release;

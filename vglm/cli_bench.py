@@ -43,7 +43,8 @@ def throughput(
 
 
 @bench.command(
-    epilog="Examples:\n\n`vglm bench latency`\n\n`vglm bench latency --batch 32 --repeats 20 --json -`" + _QUIET
+    epilog="Examples:\n\n`vglm bench latency`\n\n`vglm bench latency --batch 32 --repeats 20 --json -`"
+    + _QUIET
 )
 def latency(
     model: opt.BenchModel = _MODEL,
@@ -154,4 +155,6 @@ def accuracy(
 
     check_writable(json_)
     pairs = tuple(dtypes) if dtypes else DEFAULT_PAIRS
-    run(model, Accuracy(text=text, tokens=tokens, context=context, pairs=pairs, threads=threads)).publish(json_)
+    run(model, Accuracy(text=text, tokens=tokens, context=context, pairs=pairs, threads=threads)).publish(
+        json_
+    )

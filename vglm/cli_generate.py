@@ -1,4 +1,4 @@
-"""`vglm generate`: prompts from arguments, a file or standard input; text as it comes, or one JSON document."""
+"""`vglm generate`: prompts from arguments, a file or standard input; text as it comes, or JSON."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def complete(
 
 
 def say(llm: LLM, prompt: Any, params: SamplingParams, echo: str = "") -> str:
-    """Stream one answer to standard output and return its text; the times go to standard error, if a terminal.
+    """Stream one answer to standard output, return its text; times go to standard error if it is a terminal.
 
     `echo` is the prompt's own text, shown on a terminal so that a completion reads on from it.
     """

@@ -44,7 +44,11 @@ def print_description(model: str, tokens: int, sequences: int, as_json: bool) ->
     about = describe_model(open_checkpoint(resolve_model(model)))
     needs = _needs(about, tokens * sequences)
     if as_json:
-        print(json.dumps(about.as_dict() | {"memory_need": {"tokens": tokens * sequences, "bytes": needs}}, indent=2))
+        print(
+            json.dumps(
+                about.as_dict() | {"memory_need": {"tokens": tokens * sequences, "bytes": needs}}, indent=2
+            )
+        )
         return
     out = console()
     out.print(_facts(about))

@@ -39,9 +39,7 @@ KVMemory = Annotated[
         "--kv-cache-memory", help="Limit of the KV cache, as in 512M or 2G.", rich_help_panel=_ENGINE
     ),
 ]
-BlockSize = Annotated[
-    int, typer.Option(help="Tokens in a block of the KV cache.", rich_help_panel=_ENGINE)
-]
+BlockSize = Annotated[int, typer.Option(help="Tokens in a block of the KV cache.", rich_help_panel=_ENGINE)]
 PrefixCaching = Annotated[
     bool, typer.Option(help="Share the KV of equal prompt beginnings.", rich_help_panel=_ENGINE)
 ]
@@ -67,9 +65,7 @@ MinP = Annotated[
 ]
 Repetition = Annotated[
     float,
-    typer.Option(
-        "--repetition-penalty", help="Above 1 discourages repetition.", rich_help_panel=_SAMPLING
-    ),
+    typer.Option("--repetition-penalty", help="Above 1 discourages repetition.", rich_help_panel=_SAMPLING),
 ]
 Presence = Annotated[
     float,

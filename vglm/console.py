@@ -1,4 +1,4 @@
-"""How the command line looks: tables, sizes, progress. Imports rich, so commands import it only when they run."""
+"""How the command line looks: tables, sizes, progress. Imports rich: commands import it when they run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else _PIPE_WIDTH)
 
 
-def plain_table(*columns: str, title: str | None = None, numbers_from: int | None = None, header: bool = True) -> Table:
+def plain_table(
+    *columns: str, title: str | None = None, numbers_from: int | None = None, header: bool = True
+) -> Table:
     """A table without vertical lines; columns from `numbers_from` on are aligned to the right."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_header=header)
     for i, name in enumerate(columns):

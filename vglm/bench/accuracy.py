@@ -32,7 +32,10 @@ Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
-    """`tokens` tokens of `text` (None: ontology definitions) in contexts of `context`; `pairs` are "weights+KV" dtypes."""
+    """`tokens` tokens of `text` (None: ontology definitions) in contexts of `context`.
+
+    `pairs` are "weights+KV" dtypes.
+    """
 
     text: Path | None = None
     tokens: int = 20480
@@ -72,7 +75,9 @@ def run(model: str, work: Accuracy) -> Report:
     checkpoint = open_checkpoint(path)
     pairs = [_pair(name) for name in work.pairs]
     if not 2 <= work.context <= checkpoint.config.max_position:
-        raise ConfigError(f"context must be 2 to {checkpoint.config.max_position} tokens, the model's own limit")
+        raise ConfigError(
+            f"context must be 2 to {checkpoint.config.max_position} tokens, the model's own limit"
+        )
     contexts = _contexts(checkpoint.tokenizer(), work)
     threads = work.threads or len(os.sched_getaffinity(0))
     executors = [_executor(path, weights, kv, work.context, threads) for weights, kv in pairs]
@@ -93,7 +98,11 @@ def run(model: str, work: Accuracy) -> Report:
             bar.advance()
     rows_ = [score.row(name, reference_loss) for name, score in zip(work.pairs, scores, strict=True)]
     count = rows_[0]["tokens"]
-    reference_row = {"dtype": "fp32 reference", "perplexity": math.exp(reference_loss / count), "tokens": count}
+    reference_row = {
+        "dtype": "fp32 reference",
+        "perplexity": math.exp(reference_loss / count),
+        "tokens": count,
+    }
     settings = {
         "model": model,
         "text": str(work.text) if work.text else "definitions of the Human Phenotype Ontology",
@@ -114,7 +123,9 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         ("top1_agreement", "same best token", ".2%"),
         ("tokens", "predictions", ",d"),
     ]
-    return Table("against the fp32 forward pass", columns, rows, ["KL: reference distribution to the engine's"])
+    return Table(
+        "against the fp32 forward pass", columns, rows, ["KL: reference distribution to the engine's"]
+    )
 
 
 def _pair(name: str) -> tuple[str, str]:
@@ -214,7 +225,7 @@ def _at(logprobs: Array, targets: npt.NDArray[np.int64]) -> Array:
 
 
 def compare(score: Score, expected: Array, own: Array, targets: npt.NDArray[np.int64]) -> None:
-    """Add rows of log-probabilities [rows, vocab]: KL(expected || own), loss of `own` on the targets, same best token."""
+    """Add rows of log-probabilities [rows, vocab]: KL(expected || own), loss on targets, same best token."""
     kl = (np.exp(expected) * (expected - own)).sum(axis=-1, dtype=np.float64)
     score.kl.append(np.maximum(kl, 0.0).astype(np.float32))
     score.loss -= float(_at(own, targets).sum(dtype=np.float64))

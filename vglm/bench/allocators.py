@@ -1,7 +1,8 @@
 """What an allocation costs and what it leaves unusable: the block pool against malloc.
 
-malloc runs in a process of its own (`python -m vglm.bench.allocators`), because its statistics are of a whole heap and its
-options are for good. There a sequence is one contiguous piece, as an engine without paging has it.
+malloc runs in a process of its own (`python -m vglm.bench.allocators`), because its statistics are of a
+whole heap and its options are for good. There a sequence is one contiguous piece, as an engine without paging
+has it.
 """
 
 from __future__ import annotations
@@ -24,21 +25,30 @@ from vglm.errors import VGLMError
 _TOKEN_BYTES = 64  # of the scaled-down heap: only ratios of sizes matter to fragmentation
 _M_MMAP_MAX = -4
 _BLOCK_SIZE = 16
+_MALLINFO = (
+    "arena",
+    "ordblks",
+    "smblks",
+    "hblks",
+    "hblkhd",
+    "usmblks",
+    "fsmblks",
+    "uordblks",
+    "fordblks",
+    "keepcost",
+)
 
 
 class _MallInfo(ctypes.Structure):
     """glibc's struct mallinfo2; sizes in bytes."""
 
-    _fields_ = [  # noqa: RUF012  ctypes wants a list
-        (name, ctypes.c_size_t)
-        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
-    ]
+    _fields_ = [(name, ctypes.c_size_t) for name in _MALLINFO]
 
 
 def latency_table(block_bytes: int, rounds: int = 20000) -> list[dict[str, Any]]:
     """Nanoseconds for one allocation and its release, best of several runs.
 
-    A call into libc through ctypes has a price of its own, which is measured with `labs` and taken off for malloc.
+    A call into libc through ctypes has a price of its own; `labs` measures it, and it is taken off for malloc.
     """
     libc = ctypes.CDLL(None)
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
@@ -69,7 +79,10 @@ def latency_table(block_bytes: int, rounds: int = 20000) -> list[dict[str, Any]]
     return [
         {"allocator": "block pool", "nanoseconds": _nanoseconds(pool_pair, rounds)},
         {"allocator": "malloc + free", "nanoseconds": max(_nanoseconds(malloc_pair, rounds) - call, 0.0)},
-        {"allocator": "malloc + first write + free", "nanoseconds": _nanoseconds(touched_malloc_pair, few) - call},
+        {
+            "allocator": "malloc + first write + free",
+            "nanoseconds": _nanoseconds(touched_malloc_pair, few) - call,
+        },
         {"allocator": "numpy.empty", "nanoseconds": _nanoseconds(numpy_pair, rounds)},
     ]
 
@@ -85,7 +98,7 @@ def _nanoseconds(action: Callable[[], None], rounds: int) -> float:
 
 
 def fragmentation_table(lengths: list[int], live: int, rounds: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Memory that nobody uses after a random workload of sequences of these token counts, `live` of them at a time."""
+    """Memory that nobody uses after random ends and starts of sequences of these lengths, `live` at a time."""
     command = [sys.executable, "-m", "vglm.bench.allocators", str(live), str(rounds), str(seed)]
     child = subprocess.run(command, input=json.dumps(lengths), capture_output=True, text=True)
     if child.returncode:
@@ -124,9 +137,13 @@ def _malloc_workload(lengths: list[int], live: int, rounds: int, seed: int) -> d
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
     libc.mallinfo2.restype, libc.mallinfo2.argtypes = _MallInfo, []
-    libc.mallopt(_M_MMAP_MAX, 0)  # large pieces come from the heap too, as they would from one reserved KV mapping
+    libc.mallopt(
+        _M_MMAP_MAX, 0
+    )  # large pieces come from the heap too, as they would from one reserved KV mapping
     idle = libc.mallinfo2()
-    _random_workload(lengths, live, rounds, seed, lambda tokens: libc.malloc(tokens * _TOKEN_BYTES), libc.free)
+    _random_workload(
+        lengths, live, rounds, seed, lambda tokens: libc.malloc(tokens * _TOKEN_BYTES), libc.free
+    )
     now = libc.mallinfo2()
     heap, used = now.arena - idle.arena, now.uordblks - idle.uordblks
     largest = _TOKEN_BYTES * max(lengths)
@@ -140,7 +157,7 @@ def _malloc_workload(lengths: list[int], live: int, rounds: int, seed: int) -> d
 
 
 def _share_for(libc: Any, size: int, free_bytes: int) -> float:
-    """The part of the heap's free memory that pieces of `size` bytes can be put into before the heap has to grow."""
+    """The part of the heap's free memory that pieces of `size` bytes fit into before the heap has to grow."""
     limit = libc.mallinfo2().arena
     served = 0
     while True:
@@ -151,7 +168,12 @@ def _share_for(libc: Any, size: int, free_bytes: int) -> float:
 
 
 def _random_workload(
-    lengths: list[int], live: int, rounds: int, seed: int, allocate: Callable[[int], Any], free: Callable[[Any], Any]
+    lengths: list[int],
+    live: int,
+    rounds: int,
+    seed: int,
+    allocate: Callable[[int], Any],
+    free: Callable[[Any], Any],
 ) -> None:
     """Fill up to `live` sequences, then `rounds` times end a random one and start another."""
     chance = random.Random(seed)

@@ -38,7 +38,7 @@ class Kernels:
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """Limits of one instruction set: operations/s by weight type, bytes/s of memory with all threads and with one."""
+    """Limits of one instruction set: operations/s by weight type, bytes/s of memory (all threads, one)."""
 
     ops: dict[str, float]
     bandwidth: float
@@ -50,7 +50,9 @@ def run(model: str, work: Kernels) -> Report:
     available = _native.available_isas()
     isas = work.isas or tuple(available)
     if unknown := sorted(set(isas) - set(available)):
-        raise ConfigError(f"instruction set {', '.join(unknown)} is not available; this machine has {', '.join(available)}")
+        raise ConfigError(
+            f"instruction set {', '.join(unknown)} is not available; this machine has {', '.join(available)}"
+        )
     if unknown := sorted(set(work.types) - set(TYPES)):
         raise ConfigError(f"weight type {', '.join(unknown)} is unknown; choose from {', '.join(TYPES)}")
     config = open_checkpoint(resolve_model(model)).config
@@ -97,12 +99,20 @@ def _peak_table(peaks: dict[str, Peak]) -> Table:
         ("gb_per_second", "memory GB/s", ".1f"),
         ("gb_per_second_one_thread", "one thread GB/s", ".1f"),
     ]
-    notes = ["peaks: dot products that stay in registers; a read of memory. Where a set has no bf16 product: float's."]
+    notes = [
+        "peaks: dot products that stay in registers; a read of memory. A set without bf16 products: float's"
+    ]
     return Table("measured peaks of this machine", columns, rows, notes)
 
 
 def _matmul_table(
-    config: ModelConfig, kind: str, rows: tuple[int, ...], peaks: dict[str, Peak], threads: int, megabytes: int, bar: Any
+    config: ModelConfig,
+    kind: str,
+    rows: tuple[int, ...],
+    peaks: dict[str, Peak],
+    threads: int,
+    megabytes: int,
+    bar: Any,
 ) -> Table:
     table = Table(
         f"matrix multiplication, {kind} weights",
@@ -126,8 +136,12 @@ def _matmul_table(
             out = aligned((m, n), np.float32)
             for isa, peak in peaks.items():
 
-                def once(repeats: int, isa: str = isa, w: PackedLinear = weight, x: Any = x, out: Any = out) -> float:
-                    return _native.matmul(isa, w.type, w.n, w.k, w.data, w.scale, None, x, out, "f32", threads, repeats)
+                def once(
+                    repeats: int, isa: str = isa, w: PackedLinear = weight, x: Any = x, out: Any = out
+                ) -> float:
+                    return _native.matmul(
+                        isa, w.type, w.n, w.k, w.data, w.scale, None, x, out, "f32", threads, repeats
+                    )
 
                 seconds = _best(once)
                 ops, read = 2.0 * m * n * k / seconds, weight.data.nbytes / seconds
@@ -147,7 +161,7 @@ def _attention_table(config: ModelConfig, peaks: dict[str, Peak], bar: Any) -> T
     slots = -(-2 * max(_last_level_cache(), 16 * _MEGABYTE) // (4 * dim) // 1024) * 1024
     rng = np.random.default_rng(0)
     q = rng.standard_normal((group, dim), np.float32)
-    kv = [rng.standard_normal((slots, dim), np.float32) for _ in range(2)]
+    k, v = (rng.standard_normal((slots, dim), np.float32) for _ in range(2))
     limit = np.full(group, slots, np.int32)
     out = np.zeros((group, dim), np.float32)
     table = Table(
@@ -164,10 +178,15 @@ def _attention_table(config: ModelConfig, peaks: dict[str, Peak], bar: Any) -> T
             is_int8 = kind == "int8"
 
             def once(repeats: int, isa: str = isa, is_int8: bool = is_int8) -> float:
-                return _native.attention(isa, q, *kv, limit, dim**-0.5, is_int8, out, repeats)
+                return _native.attention(isa, q, k, v, limit, dim**-0.5, is_int8, out, repeats)
 
             read = slots * (2 * dim + 8 if is_int8 else 4 * dim) / _best(once)
-            row = {"isa": isa, "kv": kind, "gb_per_second": read / 1e9, "peak_bandwidth": read / peak.bandwidth_one}
+            row = {
+                "isa": isa,
+                "kv": kind,
+                "gb_per_second": read / 1e9,
+                "peak_bandwidth": read / peak.bandwidth_one,
+            }
             table.rows.append(row)
             bar.advance(what=f"attention {isa}")
     return table
@@ -176,11 +195,13 @@ def _attention_table(config: ModelConfig, peaks: dict[str, Peak], bar: Any) -> T
 def _best(once: Callable[[int], float]) -> float:
     """The best seconds, with as many repetitions as fit into the time for one measurement."""
     first = once(1)
-    return min(first, once(max(2, min(int(_SECONDS / first), 1000)))) if first < _SECONDS else first
+    if first > 4 * _SECONDS:
+        return first
+    return min(first, once(max(3, min(int(_SECONDS / first), 1000))))
 
 
 def _shapes(config: ModelConfig, kind: str, rows: int, megabytes: int) -> list[tuple[int, int]]:
-    """(N, K) of the model's matrices; for one row, each K with as many columns as make the weights that large."""
+    """(N, K) of the model's matrices; for one row, each K with columns that make the weights that large."""
     hidden, mlp = padded(config.hidden_size), padded(config.intermediate_size)
     if rows > 1:
         return [(2 * mlp, hidden), (hidden, mlp), (padded(config.vocab_size), hidden)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ _PERCENTILES = (50, 90, 99)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
-    """`repeats` rounds; in each, `batch` requests of `input_len` tokens arrive together and get `output_len` tokens."""
+    """`repeats` rounds of `batch` requests that arrive together: `input_len` tokens in, `output_len` out."""
 
     input_len: int = 128
     output_len: int = 32
@@ -47,7 +48,12 @@ def run(model: str, work: Latency, options: dict[str, Any]) -> Report:
             latency.rows += [_row(batch, name, values) for name, values in seconds.items() if values]
         overhead = Table(
             "Python outside the model, milliseconds per decode step",
-            [("batch", "batch", ",d"), ("mean", "mean", ".3f"), ("p99", "p99", ".3f"), ("steps", "steps", ",d")],
+            [
+                ("batch", "batch", ",d"),
+                ("mean", "mean", ".3f"),
+                ("p99", "p99", ".3f"),
+                ("steps", "steps", ",d"),
+            ],
         )
         for batch in (1, min(64, llm.options.max_num_seqs)):
             overhead.rows.append(_overhead(llm, batch))
@@ -62,7 +68,9 @@ def run(model: str, work: Latency, options: dict[str, Any]) -> Report:
     return Report("latency", settings, [latency, overhead])
 
 
-def _measure(engine: EngineCore, prompts: list[list[int]], output_len: int, seconds: dict[str, list[float]]) -> None:
+def _measure(
+    engine: EngineCore, prompts: list[list[int]], output_len: int, seconds: dict[str, list[float]]
+) -> None:
     """Run one round and add what it took, token by token."""
     times: list[list[float]] = [[] for _ in prompts]
 
@@ -78,7 +86,7 @@ def _measure(engine: EngineCore, prompts: list[list[int]], output_len: int, seco
     finally:
         engine.abort_all()
     for stamps in times:
-        between = [b - a for a, b in zip(stamps, stamps[1:], strict=False)]
+        between = [b - a for a, b in itertools.pairwise(stamps)]
         seconds["TTFT"].append(stamps[0] - begin)
         seconds["ITL"] += between
         if between:
@@ -87,11 +95,22 @@ def _measure(engine: EngineCore, prompts: list[list[int]], output_len: int, seco
 
 def _row(batch: int, name: str, values: list[float]) -> dict[str, Any]:
     shown = {f"p{p}": percentile(values, p) * 1e3 for p in _PERCENTILES}
-    return {"batch": batch, "figure": name, **shown, "mean": sum(values) / len(values) * 1e3, "count": len(values)}
+    return {
+        "batch": batch,
+        "figure": name,
+        **shown,
+        "mean": sum(values) / len(values) * 1e3,
+        "count": len(values),
+    }
 
 
 def _overhead(llm: LLM, batch: int) -> dict[str, Any]:
     prompts = random_prompts(llm, batch, 16, seed=batch)
     _, steps = run_steps(llm.engine, prompts, fixed_length(32))
     outside = [1e3 * (s.seconds - s.execute_seconds) for s in steps if not s.prompt_tokens]
-    return {"batch": batch, "mean": sum(outside) / len(outside), "p99": percentile(outside, 99), "steps": len(outside)}
+    return {
+        "batch": batch,
+        "mean": sum(outside) / len(outside),
+        "p99": percentile(outside, 99),
+        "steps": len(outside),
+    }

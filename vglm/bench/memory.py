@@ -18,7 +18,7 @@ from vglm.llm import LLM
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """`requests` requests of the trace over a KV memory of `kv_tokens` token slots, none longer than `max_model_len`.
+    """`requests` requests of the trace, none over `max_model_len`, with `kv_tokens` slots of KV memory.
 
     The run with the real model takes `measured` requests with every length divided by `scale`.
     """
@@ -34,10 +34,10 @@ class Memory:
 
 def run(model: str, work: Memory, options: dict[str, Any]) -> Report:
     """Both tables. Raises ConfigError when the sizes do not divide."""
-    if work.kv_tokens < work.max_model_len or work.max_model_len % (16 * work.scale):
+    if work.kv_tokens < work.max_model_len or work.max_model_len % (256 * work.scale):
         raise ConfigError(
-            f"max_model_len ({work.max_model_len}) must be a multiple of 16 times the scale ({work.scale}), and the KV "
-            f"memory ({work.kv_tokens} tokens) must hold one sequence of it"
+            f"max_model_len ({work.max_model_len}) must be a multiple of 256 x the scale ({work.scale}), and "
+            f"the KV memory ({work.kv_tokens} tokens) must hold one sequence of it"
         )
     lengths = read_trace(work.trace) if work.trace else fitted_lengths(2 * work.requests)
     chosen = lengths.fitting(work.max_model_len, work.requests)
@@ -87,7 +87,7 @@ def _measure(work: Memory, lengths: Lengths, llm: LLM, bar: Any) -> Table:
     longest, kv_tokens = work.max_model_len // work.scale, work.kv_tokens // work.scale
     threads = llm.options.threads or len(os.sched_getaffinity(0))
     table = Table(
-        f"the same with the model running: {len(lengths)} requests, lengths and memory divided by {work.scale}",
+        f"the same with the model: {len(lengths)} requests, lengths and memory divided by {work.scale}",
         [*_COLUMNS, ("sequences_per_second", "sequences/s", ".2f"), ("speedup", "against static", ".2f")],
         notes=["pages of 16 tokens waste more here, because sequences are shorter and pages are not"],
     )

@@ -1,13 +1,15 @@
 """How much of the KV memory holds tokens: static reservation against page tables.
 
-A static reservation is a page table whose page is as long as the longest sequence allowed. So both strategies run
-through the same scheduler, block pool and accounting, over the same memory, and differ in the block size alone.
+A static reservation is a page table whose page is as long as the longest sequence allowed. So both strategies
+run through the same scheduler, block pool and accounting, over the same memory, and differ in the block size
+alone.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from vglm.options import choose_isa
 _MAX_SEQUENCES = 512
 _TOKENS_PER_STEP = 2048
 _VOCABULARY = 1 << 16
+_LARGEST_PAGE = 256  # of the native KV cache
 
 
 class _NoMemory:
@@ -43,6 +46,31 @@ class _NoModel:
         """One token for each output row."""
         rows = len(batch.sample_rows)
         return StepResult(np.zeros(rows, np.int32), np.zeros(rows, np.float32))
+
+
+@dataclass(slots=True)
+class _Reserving:
+    """Runs batches whose pages are reservations of `pages` consecutive native blocks each."""
+
+    executor: NativeExecutor
+    pages: int
+    page_size: int
+
+    def execute(self, batch: StepBatch) -> StepResult:
+        """The same step over native blocks."""
+        counts = -(-batch.table_valid // self.page_size)
+        ends = np.cumsum(counts)
+        within = np.arange(ends[-1], dtype=np.int32) - np.repeat(ends - counts, counts).astype(np.int32)
+        blocks = np.repeat(batch.table_block * self.pages, counts) + within
+        valid = np.minimum(np.repeat(batch.table_valid, counts) - within * self.page_size, self.page_size)
+        starts = np.concatenate([[0], ends])[batch.table_start]
+        native = replace(
+            batch,
+            table_start=starts.astype(np.int32),
+            table_block=blocks.astype(np.int32),
+            table_valid=valid.astype(np.int32),
+        )
+        return self.executor.execute(native)
 
 
 @dataclass(slots=True)
@@ -77,9 +105,11 @@ class Use:
 def replay(
     lengths: Lengths, block_size: int, kv_tokens: int, max_model_len: int, on_step: Callable[[int], None]
 ) -> dict[str, Any]:
-    """Run the lengths through scheduler and pool without a model; `on_step` gets the number of requests that ended."""
+    """Run the lengths through scheduler and pool without a model; `on_step` gets how many requests ended."""
     engine = EngineCore(
-        _NoModel(), BlockPool(kv_tokens // block_size, block_size, _NoMemory()), _config(max_model_len, _VOCABULARY, 64)
+        _NoModel(),
+        BlockPool(kv_tokens // block_size, block_size, _NoMemory()),
+        _config(max_model_len, _VOCABULARY, 64),
     )
     prompts = [[1] * n for n in lengths.prompts]
     use, steps = _drain(engine, prompts, lengths.outputs, on_step)
@@ -102,21 +132,20 @@ def measure(
     on_step: Callable[[int], None],
 ) -> dict[str, Any]:
     """The same with the real model: sequences per second."""
-    import time
-
     packed = llm._packed
-    num_blocks = kv_tokens // block_size
+    page_size = min(block_size, _LARGEST_PAGE)
     executor = NativeExecutor(
         packed,
         max_model_len=max_model_len,
-        block_size=block_size,
-        num_blocks=num_blocks,
+        block_size=page_size,
+        num_blocks=kv_tokens // page_size,
         kv_cache_dtype=llm.options.kv_dtype,
         threads=threads,
         isa=choose_isa(),
     )
     config = _config(max_model_len, packed.config.vocab_size, packed.config.hidden_size)
-    engine = EngineCore(executor, BlockPool(num_blocks, block_size, executor.kv), config)
+    pool = BlockPool(kv_tokens // block_size, block_size, _NoMemory())
+    engine = EngineCore(_Reserving(executor, block_size // page_size, page_size), pool, config)
     tokens = random_prompts(llm, 1, max(lengths.prompts))[0]
     begin = time.perf_counter()
     use, steps = _drain(engine, [tokens[:n] for n in lengths.prompts], lengths.outputs, on_step)
@@ -160,5 +189,3 @@ def _drain(
     finally:
         engine.abort_all()
     return use, steps
-
-

@@ -63,7 +63,7 @@ class Report:
                 out.print(f"  {note}")
 
     def publish(self, path: Path | None) -> None:
-        """Show the tables, and write the JSON to `path` if given; "-" is standard output, without the tables."""
+        """Show the tables, and write the JSON to `path` if given; "-" is standard output, and no tables."""
         if path == Path("-"):
             print(json.dumps(self.as_dict(), indent=2))
             return

@@ -14,7 +14,7 @@ from vglm.llm import LLM
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Throughput:
-    """`num_prompts` prompts of `input_len` tokens, `output_len` tokens from each; `text`: cut them from a file."""
+    """`num_prompts` of `input_len` tokens (cut from the file `text`), `output_len` tokens out of each."""
 
     num_prompts: int = 64
     input_len: int = 256

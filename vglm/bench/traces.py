@@ -12,8 +12,8 @@ from vglm.errors import ConfigError
 
 _CONTEXT, _GENERATED = "ContextTokens", "GeneratedTokens"
 
-# Mean and standard deviation of the logarithm of the lengths in the Azure LLM inference trace 2023 (conversation, 19,366
-# requests, CC BY 4.0), and the largest lengths there. The trace itself does not ship with vGLM.
+# Mean and standard deviation of the logarithm of the lengths in the Azure LLM inference trace 2023
+# (conversation, 19,366 requests, CC BY 4.0), and the largest lengths. The trace does not ship with vGLM.
 _FIT_CONTEXT = (6.6333, 0.9852, 14050)
 _FIT_GENERATED = (5.0190, 0.8591, 1000)
 
@@ -31,7 +31,9 @@ class Lengths:
 
     def fitting(self, max_model_len: int, count: int) -> Lengths:
         """The first `count` requests that fit into `max_model_len` tokens."""
-        fits = [(p, o) for p, o in zip(self.prompts, self.outputs, strict=True) if p + o <= max_model_len][:count]
+        fits = [(p, o) for p, o in zip(self.prompts, self.outputs, strict=True) if p + o <= max_model_len][
+            :count
+        ]
         if not fits:
             raise ConfigError(f"no request of {self.source} fits into {max_model_len} tokens")
         return Lengths(self.source, [p for p, _ in fits], [o for _, o in fits])
@@ -42,7 +44,7 @@ class Lengths:
 
 
 def read_trace(file: Path) -> Lengths:
-    """Lengths from a CSV file with columns ContextTokens and GeneratedTokens. Raises ConfigError naming the line."""
+    """Lengths from a CSV with columns ContextTokens and GeneratedTokens; ConfigError names bad lines."""
     prompts, outputs = [], []
     with file.open(newline="", encoding="utf-8", errors="replace") as lines:
         reader = csv.DictReader(lines)
@@ -69,4 +71,6 @@ def fitted_lengths(count: int, seed: int = 0) -> Lengths:
         drawn: list[int] = np.clip(np.rint(values), 1, largest).astype(int).tolist()
         return drawn
 
-    return Lengths("log-normal fit of the Azure conversation trace", draw(*_FIT_CONTEXT), draw(*_FIT_GENERATED))
+    return Lengths(
+        "log-normal fit of the Azure conversation trace", draw(*_FIT_CONTEXT), draw(*_FIT_GENERATED)
+    )

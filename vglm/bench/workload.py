@@ -32,7 +32,9 @@ def text_prompts(llm: LLM, file: Path, count: int, length: int) -> list[list[int
     """Consecutive pieces of `length` tokens of a text file. Raises ConfigError when the text is too short."""
     tokens = read_tokens(llm, file)
     if len(tokens) < count * length:
-        raise ConfigError(f"{file} has {len(tokens)} tokens; {count} prompts of {length} need {count * length}")
+        raise ConfigError(
+            f"{file} has {len(tokens)} tokens; {count} prompts of {length} need {count * length}"
+        )
     return [tokens[i * length : (i + 1) * length] for i in range(count)]
 
 

@@ -1,0 +1,184 @@
+"""The native core. Arrays are C-contiguous numpy arrays.
+
+M token rows of S sequences, E page-table entries, R output rows. Wrong shapes raise
+ValueError, wrong types TypeError, before anything is computed.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_Ints = npt.NDArray[np.int32]
+_Floats = npt.NDArray[np.float32]
+_Bytes = npt.NDArray[np.uint8]
+_Seeds = npt.NDArray[np.uint64]
+_Flags = npt.NDArray[np.bool_]
+_Mask = npt.NDArray[np.uint32]
+
+def available_isas() -> list[str]:
+    """Instruction sets that this build has and this machine runs, best first; the last is "portable"."""
+
+class KVCache:
+    """The memory of the block pool: one reserved mapping, committed as it is written.
+
+    `dtype` is "bf16" or "int8" (a float32 scale per token and head); `block_size` is 16, 32, 64, 128 or 256
+    tokens. Raises ValueError for other sizes, MemoryError when the address space is short.
+    """
+
+    def __init__(
+        self, num_layers: int, num_kv_heads: int, head_dim: int, block_size: int, num_blocks: int, dtype: str
+    ) -> None: ...
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block, all layers."""
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the mapping."""
+    def copy_blocks(self, src: _Ints, dst: _Ints) -> None:
+        """Copy block src[i] to dst[i], in all layers."""
+    def release(self, blocks: _Ints) -> None:
+        """Give the memory of these blocks back to the operating system; their content is lost."""
+    def resident_bytes(self) -> int:
+        """Bytes of the mapping that are in memory."""
+
+class Model:
+    """Weights, threads and kernels. `spec` and `weights`: see vglm.model.packing and vglm.engine.executor.
+
+    The arrays in `weights` are not copied; they stay alive as long as the model.
+    """
+
+    def __init__(
+        self, spec: Mapping[str, Any], weights: Mapping[str, Any], threads: int, isa: str
+    ) -> None: ...
+    @property
+    def isa(self) -> str:
+        """The instruction set that was asked for."""
+    def workspace_bytes(self) -> int:
+        """Bytes that forward passes have needed for intermediate results so far."""
+    def forward(
+        self,
+        kv: KVCache,
+        token_ids: _Ints,
+        positions: _Ints,
+        query_start: _Ints,
+        table_start: _Ints,
+        table_block: _Ints,
+        table_valid: _Ints,
+        output_rows: _Ints,
+        kind: _Bytes,
+        target: _Ints,
+        num_logprobs: _Ints,
+        temperature: _Floats,
+        top_p: _Floats,
+        top_k: _Ints,
+        min_p: _Floats,
+        repetition_penalty: _Floats,
+        presence_penalty: _Floats,
+        frequency_penalty: _Floats,
+        seed: _Seeds,
+        index: _Ints,
+        bias_start: _Ints,
+        bias_id: _Ints,
+        bias_value: _Floats,
+        history_start: _Ints,
+        history: _Ints,
+        history_prompt: _Ints,
+        embed_rows: _Ints | None = None,
+        embeds: _Floats | None = None,
+    ) -> tuple[_Ints, _Floats, _Ints, _Ints | None, _Floats | None, _Floats | None]:
+        """One step, as vglm.engine.step.StepBatch describes it; the GIL is released.
+
+        Returns for the R output rows: token ids [R] (-1: logits not finite, -2: every token banned), their
+        log-probabilities [R] and ranks [R], the best tokens [R, n] and their log-probabilities [R, n] or
+        None, and hidden states [R, hidden] or None.
+        """
+    def logits(
+        self,
+        kv: KVCache,
+        token_ids: _Ints,
+        positions: _Ints,
+        query_start: _Ints,
+        table_start: _Ints,
+        table_block: _Ints,
+        table_valid: _Ints,
+        output_rows: _Ints,
+        embed_rows: _Ints | None = None,
+        embeds: _Floats | None = None,
+    ) -> _Floats:
+        """The same step without sampling: logits [R, vocab]."""
+
+def sample(
+    logits: _Floats,
+    *,
+    temperature: _Floats | None = None,
+    top_p: _Floats | None = None,
+    min_p: _Floats | None = None,
+    top_k: _Ints | None = None,
+    repetition_penalty: _Floats | None = None,
+    presence_penalty: _Floats | None = None,
+    frequency_penalty: _Floats | None = None,
+    seed: _Seeds | None = None,
+    step: _Seeds | None = None,
+    prompt_tokens: _Ints | None = None,
+    prompt_start: _Ints | None = None,
+    output_tokens: _Ints | None = None,
+    output_start: _Ints | None = None,
+    bias_tokens: _Ints | None = None,
+    bias_values: _Floats | None = None,
+    bias_start: _Ints | None = None,
+    allowed_mask: _Mask | None = None,
+    num_logprobs: _Ints | None = None,
+    target: _Ints | None = None,
+    need_logprob: _Flags | None = None,
+) -> tuple[_Ints, _Floats, _Ints, _Ints, _Floats]:
+    """Sample a token from each row of logits [rows, vocab], which are left as they are.
+
+    Other arguments have a value per row, or are flat lists with row starts [rows + 1]. Returns tokens,
+    log-probabilities and ranks [rows], best tokens and their log-probabilities [rows, n].
+    """
+
+def matmul(
+    isa: str,
+    type: str,
+    n: int,
+    k: int,
+    data: _Bytes,
+    scale: _Floats | None,
+    bias: _Floats | None,
+    x: _Floats,
+    out: _Floats,
+    store: str = "f32",
+    threads: int = 1,
+    repeats: int = 1,
+) -> float:
+    """out [M, n] = x [M, k] times packed weights; returns the seconds of the best repetition.
+
+    `store`: "f32"; "add", added to `out`; "swiglu", out [M, n / 2] = silu(gate) * up.
+    """
+
+def activations(isa: str, type: str, x: _Floats, norm: _Floats | None, eps: float, out: _Floats) -> None:
+    """x [M, k] as activations of weights of `type` see it, after RMSNorm if eps >= 0; into out [M, k]."""
+
+def attention(
+    isa: str,
+    q: _Floats,
+    k: _Floats,
+    v: _Floats,
+    limit: _Ints,
+    scale: float,
+    int8: bool,
+    out: _Floats,
+    repeats: int = 1,
+) -> float:
+    """Attention of q [rows, d] over k, v [slots, d], row i over the first limit[i] slots.
+
+    Returns the seconds of the best repetition.
+    """
+
+def peak_ops(isa: str, type: str, threads: int = 1, seconds: float = 0.2) -> float:
+    """Operations per second of dot products that stay in registers; a multiply and an add are two."""
+
+def read_bandwidth(isa: str, threads: int = 1, megabytes: int = 256, repeats: int = 5) -> float:
+    """Bytes per second of reading memory, the best of `repeats`."""
