@@ -55,7 +55,7 @@ class LLM:
                 f"model is {model!r}; give a known name, a GGUF file or a Hugging Face directory"
             )
         if unknown := options.keys() - EngineOptions.__slots__:
-            raise ConfigError(
+            raise TypeError(  # as Python does for any unknown keyword, so that callers can probe
                 f"unknown option {', '.join(sorted(unknown))}; there are {', '.join(EngineOptions.__slots__)}"
             )
         self.options = EngineOptions(**options)
@@ -270,6 +270,10 @@ class LLM:
     def _detokenizers(
         self, prompt: EncodedPrompt, params: SamplingParams, incremental: bool
     ) -> list[Detokenizer]:
+        if params.n > self.options.max_num_seqs:
+            raise RequestError(
+                f"n={params.n} needs more sequences at once than max_num_seqs={self.options.max_num_seqs}"
+            )
         return [Detokenizer(self.tokenizer, prompt.token_ids, params, incremental) for _ in range(params.n)]
 
     def _chat_prompt(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> Prompt:

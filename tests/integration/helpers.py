@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from vglm import LLM, SamplingParams
 from vglm.decode.outputs import RequestOutput
@@ -28,6 +29,42 @@ def tiny_model(folder: Path, name: str = "llama", max_position: int = 4096) -> P
         config["max_position_embeddings"] = max_position
         (target / "config.json").write_text(json.dumps(config))
     return target
+
+
+def write_llama(folder: Path, **config: int) -> Path:
+    """A random Llama of other sizes than the fixtures', as a Hugging Face directory with their tokenizer."""
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"num_key_value_heads": 1, "head_dim": 16, "vocab_size": TOKENS_OF_TINY} | config
+    folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(FIXTURES / "llama" / name, folder / name)
+    stored = json.loads((FIXTURES / "llama" / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(stored | sizes | {"tie_word_embeddings": True}))
+    hidden, mlp, head = sizes["hidden_size"], sizes["intermediate_size"], sizes["head_dim"]
+    heads, kv_heads = sizes["num_attention_heads"] * head, sizes["num_key_value_heads"] * head
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (sizes["vocab_size"], hidden),
+        "model.norm.weight": (hidden,),
+    }
+    for i in range(sizes["num_hidden_layers"]):
+        p = f"model.layers.{i}."
+        shapes |= {p + "input_layernorm.weight": (hidden,), p + "post_attention_layernorm.weight": (hidden,)}
+        shapes |= {
+            p + "self_attn.q_proj.weight": (heads, hidden),
+            p + "self_attn.o_proj.weight": (hidden, heads),
+        }
+        shapes |= {p + f"self_attn.{x}_proj.weight": (kv_heads, hidden) for x in "kv"}
+        shapes |= {p + f"mlp.{x}_proj.weight": (mlp, hidden) for x in ("gate", "up")}
+        shapes |= {p + "mlp.down_proj.weight": (hidden, mlp)}
+    rng = np.random.default_rng(0)
+    tensors = {
+        name: np.ones(shape, np.float32)
+        if "norm" in name
+        else 0.2 * rng.standard_normal(shape).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+    save_file(tensors, folder / "model.safetensors")
+    return folder
 
 
 def mixed_requests(
