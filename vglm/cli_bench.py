@@ -81,7 +81,7 @@ def memory(
     requests: Annotated[int, typer.Option(min=1, help="Requests of the trace.")] = 1000,
     max_model_len: Annotated[int, typer.Option(min=16, help="What a static reservation reserves.")] = 8192,
     kv_tokens: Annotated[int, typer.Option(min=16, help="KV memory in tokens.")] = 131072,
-    measured: Annotated[int, typer.Option(min=1, help="Requests to run the real model on.")] = 128,
+    measured: Annotated[int, typer.Option(min=1, help="Requests to run the real model on.")] = 256,
     scale: Annotated[int, typer.Option(min=1, help="Divides the lengths of that run.")] = 8,
     dtype: opt.Dtype = "auto",
     kv_cache_dtype: opt.KVDtype = "auto",

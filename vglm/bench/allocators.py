@@ -25,6 +25,7 @@ from vglm.errors import VGLMError
 _TOKEN_BYTES = 64  # of the scaled-down heap: only ratios of sizes matter to fragmentation
 _M_MMAP_MAX = -4
 _BLOCK_SIZE = 16
+_MANY = 64  # blocks of a prompt of a thousand tokens
 _MALLINFO = (
     "arena",
     "ordblks",
@@ -46,45 +47,51 @@ class _MallInfo(ctypes.Structure):
 
 
 def latency_table(block_bytes: int, rounds: int = 20000) -> list[dict[str, Any]]:
-    """Nanoseconds for one allocation and its release, best of several runs.
-
-    A call into libc through ctypes has a price of its own; `labs` measures it, and it is taken off for malloc.
-    """
-    libc = ctypes.CDLL(None)
-    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
-    libc.labs.restype, libc.labs.argtypes = ctypes.c_long, [ctypes.c_long]
-    pool = BlockPool(1024, _BLOCK_SIZE, _NoMemory())
+    """Nanoseconds for an allocation and its release, all called from Python; best of several runs."""
+    libc = _libc()
+    pool = BlockPool(4096, _BLOCK_SIZE, _NoMemory())
     pool.allocate(512)
 
-    def pool_pair() -> None:
+    def pool_one() -> None:
         pool.release(pool.allocate(1)[0])
 
-    def malloc_pair() -> None:
+    def pool_many() -> None:
+        for block in pool.allocate(_MANY):
+            pool.release(block)
+
+    def two_calls() -> None:
+        libc.labs(libc.labs(block_bytes))
+
+    def malloc() -> None:
         libc.free(libc.malloc(block_bytes))
 
-    def touched_malloc_pair() -> None:
+    def malloc_and_write() -> None:
         place = libc.malloc(block_bytes)
         ctypes.memset(place, 0, block_bytes)
         libc.free(place)
 
-    def call_pair() -> None:
-        libc.labs(libc.labs(block_bytes))
-
-    def numpy_pair() -> None:
+    def numpy_empty() -> None:
         np.empty(block_bytes, np.uint8)
 
-    call = _nanoseconds(call_pair, rounds)
     few = max(rounds // 100, 10)
-    return [
-        {"allocator": "block pool", "nanoseconds": _nanoseconds(pool_pair, rounds)},
-        {"allocator": "malloc + free", "nanoseconds": max(_nanoseconds(malloc_pair, rounds) - call, 0.0)},
-        {
-            "allocator": "malloc + first write + free",
-            "nanoseconds": _nanoseconds(touched_malloc_pair, few) - call,
-        },
-        {"allocator": "numpy.empty", "nanoseconds": _nanoseconds(numpy_pair, rounds)},
+    actions: list[tuple[str, Callable[[], None], int, int]] = [
+        ("block pool, one block", pool_one, rounds, 1),
+        (f"block pool, each of {_MANY} blocks", pool_many, few, _MANY),
+        ("numpy.empty", numpy_empty, rounds, 1),
+        ("malloc and free", malloc, rounds, 1),
+        ("malloc, first write, free", malloc_and_write, few, 1),
+        ("two calls into libc that do nothing", two_calls, rounds, 1),
     ]
+    return [{"allocator": name, "nanoseconds": _nanoseconds(f, n) / each} for name, f, n, each in actions]
+
+
+def _libc() -> Any:
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
+    libc.labs.restype, libc.labs.argtypes = ctypes.c_long, [ctypes.c_long]
+    libc.mallinfo2.restype, libc.mallinfo2.argtypes = _MallInfo, []
+    return libc
 
 
 def _nanoseconds(action: Callable[[], None], rounds: int) -> float:
@@ -98,7 +105,7 @@ def _nanoseconds(action: Callable[[], None], rounds: int) -> float:
 
 
 def fragmentation_table(lengths: list[int], live: int, rounds: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Memory that nobody uses after random ends and starts of sequences of these lengths, `live` at a time."""
+    """Memory that nobody uses after random ends and starts of sequences of these lengths, `live` at once."""
     command = [sys.executable, "-m", "vglm.bench.allocators", str(live), str(rounds), str(seed)]
     child = subprocess.run(command, input=json.dumps(lengths), capture_output=True, text=True)
     if child.returncode:
@@ -133,10 +140,7 @@ def _pool_workload(lengths: list[int], live: int, rounds: int, seed: int) -> dic
 
 
 def _malloc_workload(lengths: list[int], live: int, rounds: int, seed: int) -> dict[str, Any]:
-    libc = ctypes.CDLL(None)
-    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
-    libc.mallinfo2.restype, libc.mallinfo2.argtypes = _MallInfo, []
+    libc = _libc()
     libc.mallopt(
         _M_MMAP_MAX, 0
     )  # large pieces come from the heap too, as they would from one reserved KV mapping

@@ -27,7 +27,7 @@ class Memory:
     requests: int = 1000
     max_model_len: int = 8192
     kv_tokens: int = 131072
-    measured: int = 128
+    measured: int = 256
     scale: int = 8
     block_sizes: tuple[int, ...] = (16, 32, 64)
 
@@ -110,7 +110,7 @@ def _allocators(llm: LLM, lengths: Lengths, bar: Any) -> list[Table]:
         f"one block of {size(bytes_)}: allocate and release",
         [("allocator", "allocator", ""), ("nanoseconds", "ns", ",.0f")],
         allocators.latency_table(bytes_),
-        ["the block pool's figure is Python; malloc's is without the cost of calling it from Python"],
+        ["everything is called from Python; the last row is what the calls into libc cost by themselves"],
     )
     bar.advance(what="allocators")
     totals = [p + o for p, o in zip(lengths.prompts, lengths.outputs, strict=True)]

@@ -77,6 +77,7 @@ class _Reserving:
 class Use:
     """Means over the steps in which requests waited for memory."""
 
+    kv_tokens: int
     steps: int = 0
     used: float = 0.0  # sum over steps of valid tokens / slots of used blocks
     whole: float = 0.0  # sum over steps of valid tokens / all slots
@@ -88,7 +89,7 @@ class Use:
         if pool.num_used and engine.scheduler.waiting:
             self.steps += 1
             self.used += pool.tokens_valid / (pool.num_used * pool.block_size)
-            self.whole += pool.tokens_valid / (pool.num_blocks * pool.block_size)
+            self.whole += pool.tokens_valid / self.kv_tokens
             self.running += len(engine.scheduler.running)
 
     def row(self) -> dict[str, Any]:
@@ -106,13 +107,14 @@ def replay(
     lengths: Lengths, block_size: int, kv_tokens: int, max_model_len: int, on_step: Callable[[int], None]
 ) -> dict[str, Any]:
     """Run the lengths through scheduler and pool without a model; `on_step` gets how many requests ended."""
+    blocks, sequences = _pool_size(block_size, kv_tokens, max_model_len)
     engine = EngineCore(
         _NoModel(),
-        BlockPool(kv_tokens // block_size, block_size, _NoMemory()),
-        _config(max_model_len, _VOCABULARY, 64),
+        BlockPool(blocks, block_size, _NoMemory()),
+        _config(max_model_len, sequences, _VOCABULARY, 64),
     )
     prompts = [[1] * n for n in lengths.prompts]
-    use, steps = _drain(engine, prompts, lengths.outputs, on_step)
+    use, steps = _drain(engine, prompts, lengths.outputs, kv_tokens, on_step)
     engine.check_integrity()
     return {
         "block_size": block_size,
@@ -143,12 +145,13 @@ def measure(
         threads=threads,
         isa=choose_isa(),
     )
-    config = _config(max_model_len, packed.config.vocab_size, packed.config.hidden_size)
-    pool = BlockPool(kv_tokens // block_size, block_size, _NoMemory())
+    blocks, sequences = _pool_size(block_size, kv_tokens, max_model_len)
+    config = _config(max_model_len, sequences, packed.config.vocab_size, packed.config.hidden_size)
+    pool = BlockPool(blocks, block_size, _NoMemory())
     engine = EngineCore(_Reserving(executor, block_size // page_size, page_size), pool, config)
     tokens = random_prompts(llm, 1, max(lengths.prompts))[0]
     begin = time.perf_counter()
-    use, steps = _drain(engine, [tokens[:n] for n in lengths.prompts], lengths.outputs, on_step)
+    use, steps = _drain(engine, [tokens[:n] for n in lengths.prompts], lengths.outputs, kv_tokens, on_step)
     seconds = time.perf_counter() - begin
     return {
         "block_size": block_size,
@@ -161,9 +164,19 @@ def measure(
     }
 
 
-def _config(max_model_len: int, vocabulary: int, hidden: int) -> EngineConfig:
+def _pool_size(block_size: int, kv_tokens: int, max_model_len: int) -> tuple[int, int]:
+    """Blocks of the pool, and sequences at once.
+
+    The scheduler keeps one block per running sequence in reserve. A reservation never needs a second block, so
+    for that strategy the reserve is on top of the memory: it is as large, and is never touched.
+    """
+    blocks = kv_tokens // block_size
+    return (2 * blocks, blocks) if block_size == max_model_len else (blocks, _MAX_SEQUENCES)
+
+
+def _config(max_model_len: int, sequences: int, vocabulary: int, hidden: int) -> EngineConfig:
     return EngineConfig(
-        max_num_seqs=_MAX_SEQUENCES,
+        max_num_seqs=sequences,
         max_num_batched_tokens=_TOKENS_PER_STEP,
         max_model_len=max_model_len,
         vocab_size=vocabulary,
@@ -173,10 +186,14 @@ def _config(max_model_len: int, vocabulary: int, hidden: int) -> EngineConfig:
 
 
 def _drain(
-    engine: EngineCore, prompts: list[list[int]], outputs: list[int], on_step: Callable[[int], None]
+    engine: EngineCore,
+    prompts: list[list[int]],
+    outputs: list[int],
+    kv_tokens: int,
+    on_step: Callable[[int], None],
 ) -> tuple[Use, int]:
     """Run everything, all requests waiting from the start."""
-    use, steps, left = Use(), 0, len(prompts)
+    use, steps, left = Use(kv_tokens), 0, len(prompts)
     for i, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
         engine.add_request(str(i), prompt, fixed_length(output))
     try:
