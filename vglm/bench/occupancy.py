@@ -167,7 +167,7 @@ def measure(
 def _pool_size(block_size: int, kv_tokens: int, max_model_len: int) -> tuple[int, int]:
     """Blocks of the pool, and sequences at once.
 
-    The scheduler keeps one block per running sequence in reserve. A reservation never needs a second block, so
+    The scheduler keeps one block per running sequence in reserve. A reservation never needs a second block;
     for that strategy the reserve is on top of the memory: it is as large, and is never touched.
     """
     blocks = kv_tokens // block_size

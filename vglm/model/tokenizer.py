@@ -72,9 +72,13 @@ class Tokenizer:
         """One more than the highest token id."""
         return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
-    @cached_property
+    @property
     def special_ids(self) -> frozenset[int]:
         """Ids of the control tokens: `decode` leaves them out and untrusted text never yields them."""
+        return self._special_ids
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
         added = self._backend.get_added_tokens_decoder()
         return frozenset(token_id for token_id, token in added.items() if token.special)
 
