@@ -1,15 +1,16 @@
 """Packed weights on disk: written once, then mapped, so that a second start is ready at once.
 
-A cache file is a safetensors file whose data are aligned to 64 bytes, with the model's config, tokenizer and chat template
-in it, so that a start reads nothing else. Its name tells the source file's path, size and time of change; its metadata hold
-a checksum of all the data. It is written beside its final name and renamed, so a reader sees a whole file or none; a file
-that is cut short, damaged or of another version is packed again.
+A cache file is a safetensors file whose data are aligned to 64 bytes, with the model's config, tokenizer and
+chat template in it, so that a start reads nothing else. Its name tells the source file's path, size and time
+of change; its metadata hold a checksum of the whole file. It is written beside its final name and renamed, so
+a reader sees a whole file or none; a file that is cut short, damaged or of another version is packed again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import hashlib
 import json
 import logging
@@ -30,11 +31,12 @@ from vglm.model.pull import home
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-VERSION = "2"  # of the packed layout; a new one packs again
+VERSION = "3"  # of the packed layout; a new one packs again
 ALIGN = 64
 _DTYPES = {"U8": np.uint8, "U16": np.uint16, "F32": np.float32}
 _NAMES = {np.dtype(d): name for name, d in _DTYPES.items()}
-_CHECKSUM = "0" * 32
+_CHECKSUM = "0" * 32  # in its own place while the checksum is computed
+_BEFORE_CHECKSUM = b'"checksum": "'
 log = logging.getLogger("vglm")
 
 
@@ -57,7 +59,8 @@ class PackedModel:
 def load_packed(source: Path, dtype: str, progress: Callable[[float], None]) -> PackedModel:
     """The packed form of a model file or directory, from the cache or made now.
 
-    Raises ModelError when the source cannot be read. A cache that cannot be written (disk full, read-only) costs a warning.
+    Raises ModelError when the source cannot be read. A cache that cannot be written (disk full, read-only)
+    costs a warning.
     """
     place = _CachePlace(source, dtype)
     if (packed := place.read()) is not None:
@@ -124,7 +127,12 @@ class _CachePlace:
 
     def _store(self, arrays: dict[str, Array], meta: dict[str, str]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
+        prefix = glob.escape(self.prefix)
+        for abandoned in self.folder.glob(
+            prefix + "*.tmp"
+        ):  # by a process that was killed: this one has the lock
+            abandoned.unlink(missing_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=self.folder, prefix=self.prefix, suffix=".tmp")
         temporary = Path(name)
         try:
             with open(descriptor, "wb") as file:
@@ -135,7 +143,7 @@ class _CachePlace:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        for old in self.folder.glob(self.prefix + "*.safetensors"):
+        for old in self.folder.glob(prefix + "*.safetensors"):
             if old != self.path:  # packed from an earlier state of the same source
                 old.unlink(missing_ok=True)
 
@@ -151,7 +159,8 @@ class _CachePlace:
             yield
             return
         with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):  # a file system without locks: each packs for itself
+                fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
 
@@ -165,10 +174,13 @@ def _forget_pages(view: mmap.mmap, array: Array) -> None:
 
 
 def _state_of(source: Path) -> str:
-    files = sorted(p for p in source.iterdir() if p.is_file()) if source.is_dir() else [source]
     digest = hashlib.blake2b(VERSION.encode(), digest_size=8)
-    for path in files:
-        stat = path.stat()
+    try:
+        files = sorted(p for p in source.iterdir() if p.is_file()) if source.is_dir() else [source]
+        states = [(path, path.stat()) for path in files]
+    except OSError as error:
+        raise ModelError(f"{source}: the model cannot be read: {error.strerror or error}") from error
+    for path, stat in states:
         digest.update(f"{path.name}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
@@ -196,14 +208,15 @@ def _write(file: Any, arrays: dict[str, Array], meta: dict[str, str]) -> None:
         at += -(-array.nbytes // ALIGN) * ALIGN
     text = json.dumps(header).encode()
     text += b" " * (-(len(text) + 8) % ALIGN)
-    file.write(len(text).to_bytes(8, "little") + text)
-    digest = xxhash.xxh3_128()
+    head = len(text).to_bytes(8, "little") + text
+    file.write(head)
+    digest = xxhash.xxh3_128(head)
     for array in arrays.values():
         data: Any = array.reshape(-1).view(np.uint8)
         for piece in (data.data, bytes(-array.nbytes % ALIGN)):
             digest.update(piece)
             file.write(piece)
-    file.seek(8 + text.index(b'"checksum": "') + len(b'"checksum": "'))
+    file.seek(head.index(_BEFORE_CHECKSUM) + len(_BEFORE_CHECKSUM))
     file.write(digest.hexdigest().encode())
 
 
@@ -211,13 +224,17 @@ def _open_mapped(view: memoryview) -> PackedModel:
     length = int.from_bytes(view[:8], "little")
     if length > len(view) - 8:
         raise ValueError("cut short in its header")
-    header = json.loads(bytes(view[8 : 8 + length]))
+    head, data = bytes(view[: 8 + length]), view[8 + length :]
+    at = head.index(_BEFORE_CHECKSUM) + len(_BEFORE_CHECKSUM)
+    end = at + len(_CHECKSUM)
+    digest = xxhash.xxh3_128(head[:at] + _CHECKSUM.encode() + head[end:])
+    digest.update(data)
+    if digest.hexdigest().encode() != head[at:end]:
+        raise ValueError("checksum does not match")
+    header = json.loads(head[8:])
     meta = header.pop("__metadata__")
     if meta["version"] != VERSION:
         raise ValueError(f"version {meta['version']}, not {VERSION}")
-    data = view[8 + length :]
-    if xxhash.xxh3_128_hexdigest(data) != meta["checksum"]:
-        raise ValueError("checksum does not match")
     arrays = {}
     for name, entry in header.items():
         begin, end = entry["data_offsets"]
