@@ -126,6 +126,7 @@ void Pass::reserve() {
   work_.attention.reserve((int64_t)batch_.rows * l.o.k);
   work_.states.resize((size_t)threads_);
   work_.chunks.resize((size_t)threads_);
+  work_.lists.resize((size_t)threads_);
   for (auto& c : work_.chunks) c.reserve(attend_scratch_bytes(spec_.head_dim));
   for (auto& s : work_.states) s.reserve((int64_t)kStateRows * 2 * (spec_.head_dim + 32));
   const bool rows = batch_.rows >= kRowsPerThread * threads_;
@@ -212,7 +213,9 @@ int Pass::last_output(int row0, int row1) const {
 
 void Pass::by_columns() {
   const int rows = batch_.rows, layers = spec_.layers;
-  const int items = (int)work_.plan.items.size() * spec_.kv_heads;
+  // All heads of an item in one go read memory in a line; where items are few, heads are shared out as well.
+  const int num_items = (int)work_.plan.items.size();
+  const int heads = num_items >= 8 * threads_ ? spec_.kv_heads : 1, per_item = spec_.kv_heads / heads;
   std::vector<std::atomic<int>> next((size_t)layers);
   for (auto& n : next) n.store(0);
   Block b{work_.shared, 0, rows};
@@ -232,8 +235,10 @@ void Pass::by_columns() {
       pool_.barrier();
       rope_and_store(l, b, mine.begin, mine.end);
       pool_.barrier();
-      for (int i; (i = next[(size_t)l].fetch_add(1)) < items;)
-        attend_item(l, i % spec_.kv_heads, work_.plan.items[(size_t)(i / spec_.kv_heads)], t);
+      for (int i; (i = next[(size_t)l].fetch_add(1)) < num_items * per_item;) {
+        const int head = i % per_item * heads;
+        attend_item(l, head, head + heads, work_.plan.items[(size_t)(i / per_item)], t);
+      }
       pool_.barrier();
       merge_partials(mine.begin, mine.end);
       attention_output(l, b, mine.begin, mine.end);
@@ -319,6 +324,7 @@ void Pass::rope_and_store(int layer, const Block& b, int row0, int row1) {
   }
 }
 
+// The chunk's tiles, and their number; places beyond it repeat the last, so that all kTiles may be looked at.
 int Pass::chunk_tiles(int layer, int kv_head, const SequenceView& s, int chunk, KVTile* out) const {
   const int first = s.tile0 + chunk * kTiles, n = std::min(kTiles, s.tile1 - first);
   const int64_t tile_bytes = kv_.layout().tile_bytes();
@@ -326,6 +332,7 @@ int Pass::chunk_tiles(int layer, int kv_head, const SequenceView& s, int chunk, 
     const PageTile& t = work_.plan.tiles[(size_t)(first + i)];
     out[i] = {kv_.head(t.block, layer, kv_head) + t.tile * tile_bytes, t.begin, t.valid};
   }
+  for (int i = n; i < kTiles; i++) out[i] = out[n - 1];
   return n;
 }
 
@@ -338,41 +345,51 @@ void Pass::attend_rows(int layer, int thread, int row0, int row1) {
   for (int r = row0; r < row1;) {
     const int s = work_.row_sequence[(size_t)r];
     const int end = std::min(row1, work_.plan.sequences[(size_t)s].row1);
-    const int most = std::max(1, kStateRows / group_);
-    for (; r < end; r = std::min(end, r + most))
-      for (int h = 0; h < spec_.kv_heads; h++) attend_segment(layer, h, s, r, std::min(end, r + most), thread);
+    attend_segment(layer, 0, spec_.kv_heads, s, r, end, thread);
+    r = end;
   }
 }
 
 // Rows of one sequence over its whole context, chunk by chunk, merged as they come.
-void Pass::attend_segment(int layer, int kv_head, int sequence, int row0, int row1, int thread) {
+void Pass::attend_segment(int layer, int head0, int head1, int sequence, int row0, int row1, int thread) {
+  const int most = std::max(1, kStateRows / group_);
+  for (int r = row0; r < row1; r += most)
+    for (int h = head0; h < head1; h++) {
+      KVTile next[kTiles];
+      const bool more = h + 1 < head1;
+      if (more) chunk_tiles(layer, h + 1, work_.plan.sequences[(size_t)sequence], 0, next);
+      attend_few(layer, h, sequence, r, std::min(row1, r + most), thread, more ? next : nullptr);
+    }
+}
+
+void Pass::attend_few(int layer, int kv_head, int sequence, int row0, int row1, int thread, const KVTile* after) {
   const SequenceView& s = work_.plan.sequences[(size_t)sequence];
   const int d = spec_.head_dim, slots = d + 16, n = (row1 - row0) * group_;
   float* state = work_.states[(size_t)thread].get();
   float* fresh = state + (int64_t)std::max(kStateRows, group_) * slots;
   auto at = [&](float* base, int i) { return Partial{base + (int64_t)i * slots + d, base + (int64_t)i * slots + d + 1, base + (int64_t)i * slots}; };
-  std::vector<const uint16_t*> queries((size_t)n);
-  std::vector<int32_t> limits((size_t)n);
-  std::vector<Partial> out((size_t)n);
+  RowLists& lists = work_.lists[(size_t)thread];
+  lists.clear();
   for (int i = 0; i < n; i++) {
-    queries[(size_t)i] = q(row0 + i / group_, kv_head * group_ + i % group_);
-    limits[(size_t)i] = work_.row_limit[(size_t)(row0 + i / group_)];
-    out[(size_t)i] = at(fresh, i);
+    lists.add(q(row0 + i / group_, kv_head * group_ + i % group_), work_.row_limit[(size_t)(row0 + i / group_)], at(fresh, i));
     Partial p = at(state, i);
     *p.max = -INFINITY;
     *p.sum = 0.f;
     memset(p.out, 0, (size_t)d * 4);
   }
-  KVTile tiles[kTiles];
-  for (int c = 0, chunks = AttentionPlan::chunks(s); c < chunks; c++) {
-    const int begin = work_.plan.tiles[(size_t)(s.tile0 + c * kTiles)].begin;
+  KVTile tiles[2][kTiles];
+  const int chunks = AttentionPlan::chunks(s);
+  int num_tiles = chunk_tiles(layer, kv_head, s, 0, tiles[0]);
+  for (int c = 0; c < chunks; c++) {
     int first = 0;
-    while (first < n && limits[(size_t)first] <= begin) first += group_;
+    while (first < n && lists.limits[(size_t)first] <= tiles[c & 1][0].begin) first += group_;
     if (first >= n) break;
-    const int num_tiles = chunk_tiles(layer, kv_head, s, c, tiles);
-    k_.attend(&queries[(size_t)first], &limits[(size_t)first], n - first, tiles, num_tiles, d, kv_.layout().int8,
-              spec_.attention_scale, &out[(size_t)first], work_.chunks[(size_t)thread].get());
-    for (int i = first; i < n; i++) k_.merge(at(state, i), out[(size_t)i], d);
+    const int next_tiles = c + 1 < chunks ? chunk_tiles(layer, kv_head, s, c + 1, tiles[(c + 1) & 1]) : 0;
+    const KVTile* next = next_tiles ? tiles[(c + 1) & 1] : after;
+    k_.attend(&lists.queries[(size_t)first], &lists.limits[(size_t)first], n - first, tiles[c & 1], num_tiles, d,
+              kv_.layout().int8, spec_.attention_scale, &lists.out[(size_t)first], work_.chunks[(size_t)thread].get(), next);
+    for (int i = first; i < n; i++) k_.merge(at(state, i), lists.out[(size_t)i], d);
+    num_tiles = next_tiles;
   }
   for (int i = 0; i < n; i++) {
     Partial p = at(state, i);
@@ -382,42 +399,48 @@ void Pass::attend_segment(int layer, int kv_head, int sequence, int row0, int ro
   }
 }
 
-void Pass::attend_item(int layer, int kv_head, const AttentionItem& item, int thread) {
+void Pass::attend_item(int layer, int head0, int head1, const AttentionItem& item, int thread) {
   const AttentionPlan& plan = work_.plan;
   if (item.direct) {
     const SequenceView& s = plan.sequences[(size_t)item.sequences[0]];
-    const int most = std::max(1, kStateRows / group_);
-    for (int r = s.row0; r < s.row1; r += most)
-      attend_segment(layer, kv_head, item.sequences[0], r, std::min(s.row1, r + most), thread);
-    return;
+    return attend_segment(layer, head0, head1, item.sequences[0], s.row0, s.row1, thread);
   }
-  std::vector<const uint16_t*> queries;
-  std::vector<int32_t> limits;
-  std::vector<Partial> out;
-  KVTile tiles[kTiles];
-  for (int c = 0; c < item.num_chunks; c++) {
-    queries.clear();
-    limits.clear();
-    out.clear();
-    const SequenceView& lead = plan.sequences[(size_t)item.sequences[0]];
-    const int num_tiles = chunk_tiles(layer, kv_head, lead, item.chunks[0] + c, tiles);
-    for (size_t j = 0; j < item.sequences.size(); j++) {
-      const SequenceView& s = plan.sequences[(size_t)item.sequences[j]];
-      const int chunk = item.chunks[j] + c, chunks = AttentionPlan::chunks(s);
-      // a stacked chunk is seen whole by all its rows, wherever it lies in their tables: limits are relative to the lead's
-      const int shift = plan.tiles[(size_t)(lead.tile0 + (item.chunks[0] + c) * kTiles)].begin -
-                        plan.tiles[(size_t)(s.tile0 + chunk * kTiles)].begin;
-      for (int r = s.row0; r < s.row1; r++)
-        for (int g = 0; g < group_; g++) {
-          queries.push_back(q(r, kv_head * group_ + g));
-          limits.push_back(work_.row_limit[(size_t)r] + shift);
-          const int64_t row_slot = plan.partial_base[(size_t)item.sequences[j]] + (int64_t)((r - s.row0) * group_ + g) * chunks;
-          out.push_back(partial_slot(kv_head, row_slot + chunk));
-        }
-    }
-    k_.attend(queries.data(), limits.data(), (int)queries.size(), tiles, num_tiles, spec_.head_dim, kv_.layout().int8,
-              spec_.attention_scale, out.data(), work_.chunks[(size_t)thread].get());
+  KVTile tiles[2][kTiles];
+  const SequenceView& lead = plan.sequences[(size_t)item.sequences[0]];
+  const int steps = (head1 - head0) * item.num_chunks;
+  int num_tiles = chunk_tiles(layer, head0, lead, item.chunks[0], tiles[0]);
+  for (int i = 0; i < steps; i++) {
+    const int h = head0 + i / item.num_chunks, c = i % item.num_chunks, j = i + 1;
+    const int next_tiles = j < steps ? chunk_tiles(layer, head0 + j / item.num_chunks, lead,
+                                                   item.chunks[0] + j % item.num_chunks, tiles[j & 1])
+                                     : 0;
+    RowLists& lists = list_rows(h, item, c, thread);
+    k_.attend(lists.queries.data(), lists.limits.data(), (int)lists.queries.size(), tiles[i & 1], num_tiles, spec_.head_dim,
+              kv_.layout().int8, spec_.attention_scale, lists.out.data(), work_.chunks[(size_t)thread].get(),
+              next_tiles ? tiles[j & 1] : nullptr);
+    num_tiles = next_tiles;
   }
+}
+
+// The query rows of every sequence of an item, with the partials that its chunk `c` gives.
+RowLists& Pass::list_rows(int kv_head, const AttentionItem& item, int c, int thread) {
+  const AttentionPlan& plan = work_.plan;
+  const SequenceView& lead = plan.sequences[(size_t)item.sequences[0]];
+  RowLists& lists = work_.lists[(size_t)thread];
+  lists.clear();
+  for (size_t j = 0; j < item.sequences.size(); j++) {
+    const SequenceView& s = plan.sequences[(size_t)item.sequences[j]];
+    const int chunk = item.chunks[j] + c, chunks = AttentionPlan::chunks(s);
+    // a stacked chunk is seen whole by all its rows, wherever it lies in their tables: limits are relative to the lead's
+    const int shift = plan.tiles[(size_t)(lead.tile0 + (item.chunks[0] + c) * kTiles)].begin -
+                      plan.tiles[(size_t)(s.tile0 + chunk * kTiles)].begin;
+    for (int r = s.row0; r < s.row1; r++)
+      for (int g = 0; g < group_; g++) {
+        const int64_t row_slot = plan.partial_base[(size_t)item.sequences[j]] + (int64_t)((r - s.row0) * group_ + g) * chunks;
+        lists.add(q(r, kv_head * group_ + g), work_.row_limit[(size_t)r] + shift, partial_slot(kv_head, row_slot + chunk));
+      }
+  }
+  return lists;
 }
 
 void Pass::merge_partials(int row0, int row1) {

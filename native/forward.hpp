@@ -11,6 +11,24 @@
 
 namespace vglm {
 
+// The query rows of one call of the attention kernel.
+struct RowLists {
+  std::vector<const uint16_t*> queries;
+  std::vector<int32_t> limits;
+  std::vector<Partial> out;
+
+  void clear() {
+    queries.clear();
+    limits.clear();
+    out.clear();
+  }
+  void add(const uint16_t* query, int32_t limit, const Partial& partial) {
+    queries.push_back(query);
+    limits.push_back(limit);
+    out.push_back(partial);
+  }
+};
+
 struct Workspace {
   Buffer<float> x;             // residual stream [rows][hidden]
   Buffer<uint16_t> q;          // queries after RoPE [rows][heads * head_dim]
@@ -22,6 +40,7 @@ struct Workspace {
   std::vector<RowBuffers> own;
   std::vector<SamplerScratch> samplers;
   std::vector<Buffer<float>> states;      // running softmax of a thread's rows
+  std::vector<RowLists> lists;            // by thread, as the two below
   std::vector<Buffer<uint8_t>> chunks;    // a thread's copy of a chunk of K and V
   std::vector<int32_t> row_sequence, row_limit;
   AttentionPlan plan;
@@ -51,8 +70,10 @@ class Pass {
   void project_qkv(int layer, const Block& b, int row0, int row1, int g0, int g1);
   void rope_and_store(int layer, const Block& b, int row0, int row1);
   void attend_rows(int layer, int thread, int row0, int row1);
-  void attend_item(int layer, int kv_head, const AttentionItem& item, int thread);
-  void attend_segment(int layer, int kv_head, int sequence, int row0, int row1, int thread);
+  void attend_item(int layer, int head0, int head1, const AttentionItem& item, int thread);
+  void attend_segment(int layer, int head0, int head1, int sequence, int row0, int row1, int thread);
+  void attend_few(int layer, int kv_head, int sequence, int row0, int row1, int thread, const KVTile* after);
+  RowLists& list_rows(int kv_head, const AttentionItem& item, int chunk, int thread);
   void merge_partials(int row0, int row1);
   void attention_output(int layer, const Block& b, int row0, int row1);
   void project_o(int layer, const Block& b, int row0, int row1, int g0, int g1);

@@ -24,6 +24,7 @@ KVCache::KVCache(const KVLayout& layout, int64_t num_blocks)
   void* p = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) throw std::bad_alloc();
   base_ = (uint8_t*)p;
+  madvise(p, mapped_, MADV_HUGEPAGE);  // attention reads a few KB here and there: small pages would miss the TLB each time
 }
 
 KVCache::~KVCache() { munmap(base_, mapped_); }

@@ -83,7 +83,15 @@ static VGLM_INLINE void scores_of_tiles(const uint16_t* const* q, const TileView
     const int other = t + 1 < n ? t + 1 : t;  // the last of an odd number is computed twice
     f32x16 acc[Rows][2];
     for (int r = 0; r < Rows; r++) acc[r][0] = acc[r][1] = zero_f32();
+    const int soon = t + 2 < n ? t + 2 : t, later = t + 3 < n ? t + 3 : t;
     for (int i = 0; i < head_dim / 2; i++) {
+      if constexpr (Rows <= 6) {  // decode: pages come from memory, and are too short for the hardware to foresee
+        const int64_t at = (int64_t)i * (Int8 ? 32 : 64);
+        __builtin_prefetch(tiles[soon].k + at);
+        __builtin_prefetch(tiles[later].k + at);
+        __builtin_prefetch(tiles[t].v + at);
+        __builtin_prefetch(tiles[other].v + at);
+      }
       bytes64 a = load_kv<Int8>(tiles[t].k, i), b = load_kv<Int8>(tiles[other].k, i);
 #pragma GCC unroll 12
       for (int r = 0; r < Rows; r++) {
@@ -100,12 +108,16 @@ static VGLM_INLINE void scores_of_tiles(const uint16_t* const* q, const TileView
 
 template <bool Int8, int Rows, int Groups>
 static VGLM_INLINE void weighted_values(const uint16_t (*p)[kChunk], const TileView* tiles, int n, int head_dim, int dim0,
-                                        const Partial* out) {
+                                        const KVTile* next, const Partial* out) {
   f32x16 acc[Rows][Groups];
   for (int r = 0; r < Rows; r++)
     for (int g = 0; g < Groups; g++) acc[r][g] = zero_f32();
   for (int t = 0; t < n; t++)
     for (int pair = 0; pair < kTokenTile / 2; pair++) {
+      if (Rows <= 6 && next) {
+        const int share = head_dim * (Int8 ? 2 : 4);  // an eighth of the next chunk's keys of this tile
+        for (int line = 0; line < share; line += 64) __builtin_prefetch(next[t].data + pair * share + line);
+      }
       bytes64 b[Groups];
 #pragma GCC unroll 4
       for (int g = 0; g < Groups; g++) b[g] = load_kv<Int8>(tiles[t].v, (pair * head_dim + dim0) / 16 + g);
@@ -120,7 +132,7 @@ static VGLM_INLINE void weighted_values(const uint16_t (*p)[kChunk], const TileV
 
 template <bool Int8, int Rows>
 static void attend_rows(const uint16_t* const* q, const int32_t* limit, const TileView* tiles, int n, int head_dim, float scale,
-                        const Partial* out) {
+                        const KVTile* next, const Partial* out) {
   alignas(64) float s[Rows][kChunk];
   alignas(64) uint16_t p[Rows][kChunk];
   n = visible_tiles(tiles, n, limit, Rows);
@@ -129,8 +141,8 @@ static void attend_rows(const uint16_t* const* q, const int32_t* limit, const Ti
   constexpr int kGroups = Rows > 6 ? 2 : 4;   // accumulators stay in registers
   int dim = 0;
   for (; dim + 16 * kGroups <= head_dim; dim += 16 * kGroups)
-    weighted_values<Int8, Rows, kGroups>(p, tiles, n, head_dim, dim, out);
-  for (; dim < head_dim; dim += 16) weighted_values<Int8, Rows, 1>(p, tiles, n, head_dim, dim, out);
+    weighted_values<Int8, Rows, kGroups>(p, tiles, n, head_dim, dim, dim ? nullptr : next, out);
+  for (; dim < head_dim; dim += 16) weighted_values<Int8, Rows, 1>(p, tiles, n, head_dim, dim, nullptr, out);
 }
 
 #if defined(__AVX512F__)
@@ -141,13 +153,13 @@ constexpr int kQueryRows = 2;
 
 template <bool Int8>
 static void attend_all(const uint16_t* const* q, const int32_t* limit, int rows, const TileView* tiles, int n, int head_dim,
-                       float scale, const Partial* out) {
+                       float scale, const KVTile* next, const Partial* out) {
   int r = 0;
   if constexpr (kQueryRows == 6 && !Int8)
-    for (; r + 12 <= rows; r += 12) attend_rows<Int8, 12>(q + r, limit + r, tiles, n, head_dim, scale, out + r);
+    for (; r + 12 <= rows; r += 12) attend_rows<Int8, 12>(q + r, limit + r, tiles, n, head_dim, scale, next, out + r);
   for (; r + kQueryRows <= rows; r += kQueryRows)
-    attend_rows<Int8, kQueryRows>(q + r, limit + r, tiles, n, head_dim, scale, out + r);
-#define VGLM_CALL(R) if constexpr (R < kQueryRows) attend_rows<Int8, R>(q + r, limit + r, tiles, n, head_dim, scale, out + r)
+    attend_rows<Int8, kQueryRows>(q + r, limit + r, tiles, n, head_dim, scale, next, out + r);
+#define VGLM_CALL(R) if constexpr (R < kQueryRows) attend_rows<Int8, R>(q + r, limit + r, tiles, n, head_dim, scale, next, out + r)
   switch (rows - r) {
     case 1: VGLM_CALL(1); break;
     case 2: VGLM_CALL(2); break;
@@ -174,7 +186,7 @@ static void widen_tiles(TileView* tiles, int n, int head_dim, uint8_t* scratch) 
 }
 
 static void attend(const uint16_t* const* q, const int32_t* limit, int rows, const KVTile* tiles, int num_tiles, int head_dim,
-                   bool int8, float scale, const Partial* out, uint8_t* scratch) {
+                   bool int8, float scale, const Partial* out, uint8_t* scratch, const KVTile* next) {
   TileView views[kTilesInChunk];
   view_tiles(tiles, num_tiles, head_dim, int8, views);
   num_tiles = visible_tiles(views, num_tiles, limit, rows);
@@ -183,9 +195,9 @@ static void attend(const uint16_t* const* q, const int32_t* limit, int rows, con
     int8 = false;
   }
   if (int8)
-    attend_all<true>(q, limit, rows, views, num_tiles, head_dim, scale, out);
+    attend_all<true>(q, limit, rows, views, num_tiles, head_dim, scale, next, out);
   else
-    attend_all<false>(q, limit, rows, views, num_tiles, head_dim, scale, out);
+    attend_all<false>(q, limit, rows, views, num_tiles, head_dim, scale, next, out);
 }
 
 #endif

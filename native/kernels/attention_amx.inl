@@ -112,7 +112,7 @@ static void attend_block(const uint16_t* const* q, const int32_t* limit, int row
 }
 
 static void attend(const uint16_t* const* q, const int32_t* limit, int rows, const KVTile* tiles, int num_tiles, int head_dim,
-                   bool int8, float scale, const Partial* out, uint8_t* memory) {
+                   bool int8, float scale, const Partial* out, uint8_t* memory, const KVTile* next) {
   TileView views[kTilesInChunk];
   view_tiles(tiles, num_tiles, head_dim, int8, views);
   num_tiles = visible_tiles(views, num_tiles, limit, rows);
@@ -121,6 +121,11 @@ static void attend(const uint16_t* const* q, const int32_t* limit, int rows, con
     gather_chunk<true>(views, num_tiles, head_dim, c);
   else
     gather_chunk<false>(views, num_tiles, head_dim, c);
+  if (next && rows <= 32) {  // decode: the next chunk comes from memory while this one is computed
+    const int64_t bytes = (int64_t)2 * kTokenTile * head_dim * (int8 ? 1 : 2);
+    for (int t = 0; t < num_tiles; t++)
+      for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(next[t].data + line, 0, 2);
+  }
   TileConfig config;
   __asm__ volatile("" : : "r"(&config) : "memory");
   _tile_loadconfig(&config);
