@@ -34,4 +34,13 @@ def progress_bar(
 def _bar(total: int, description: str, unit: str, delay: float) -> tqdm[Any]:
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=description, unit=unit, delay=delay, dynamic_ncols=True, leave=not delay)
+    # A bar that only appears when something takes long is for people; None shows it on a terminal alone.
+    return tqdm(
+        total=total,
+        desc=description,
+        unit=unit,
+        delay=delay,
+        disable=None if delay else False,
+        dynamic_ncols=True,
+        leave=not delay,
+    )

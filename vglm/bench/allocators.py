@@ -114,7 +114,7 @@ def fragmentation_table(lengths: list[int], live: int, rounds: int, seed: int = 
 
 
 def _pool_workload(lengths: list[int], live: int, rounds: int, seed: int) -> dict[str, Any]:
-    pool = BlockPool(sum(sorted(lengths)[-live:]) // _BLOCK_SIZE + 2 * live, _BLOCK_SIZE, _NoMemory())
+    pool = BlockPool(live * -(-max(lengths) // _BLOCK_SIZE), _BLOCK_SIZE, _NoMemory())
 
     def allocate(tokens: int) -> list[int]:
         blocks = pool.allocate(pool.blocks_for(tokens))
@@ -149,7 +149,7 @@ def _malloc_workload(lengths: list[int], live: int, rounds: int, seed: int) -> d
         lengths, live, rounds, seed, lambda tokens: libc.malloc(tokens * _TOKEN_BYTES), libc.free
     )
     now = libc.mallinfo2()
-    heap, used = now.arena - idle.arena, now.uordblks - idle.uordblks
+    heap, used = now.arena - idle.uordblks, now.uordblks - idle.uordblks
     largest = _TOKEN_BYTES * max(lengths)
     return {
         "allocator": "malloc, contiguous",
