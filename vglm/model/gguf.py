@@ -13,6 +13,7 @@ import xxhash
 from vglm.errors import ModelError
 from vglm.model.checkpoint import Checkpoint, Float32, Q4Blocks, TensorSource
 from vglm.model.config_gguf import INTERLEAVED, config_from_gguf
+from vglm.model.dequantize import dequantize, half, nibbles, scales_and_minimums
 from vglm.model.gguf_header import Buffer, GGUFHeader, raw_rows
 from vglm.model.names import Shape
 from vglm.model.tokenizer import Tokenizer
@@ -52,10 +53,7 @@ class GGUFTensors(TensorSource):
             return raw.reshape(-1).view(_PLAIN[info.format]).astype(np.float32).reshape(shape)
         if info.format == "BF16":
             return widen_bf16(raw.reshape(-1).view("<u2")).reshape(shape)
-        from gguf.constants import GGMLQuantizationType
-        from gguf.quants import dequantize
-
-        return np.asarray(dequantize(raw, GGMLQuantizationType[info.format]), np.float32).reshape(shape)
+        return dequantize(raw, info.format).reshape(shape)
 
     def block_rows(self, name: str, start: int, stop: int) -> Q4Blocks | None:
         info = self._infos[name]
@@ -79,33 +77,21 @@ _Parts = tuple[npt.NDArray[np.uint8], Float32, Float32]
 _BLOCK_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q4_K": 144}
 
 
-def _half(blocks: npt.NDArray[np.uint8], byte: int) -> Float32:
-    return np.ascontiguousarray(blocks[:, byte : byte + 2]).view("<f2").astype(np.float32)[:, 0]
-
-
-def _nibbles(packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Low nibbles of a run of bytes, then its high ones: the weights' order in every 4-bit ggml block."""
-    return np.concatenate([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1)
-
-
 def _split_q4_0(blocks: npt.NDArray[np.uint8]) -> _Parts:
-    scale = _half(blocks, 0)
-    return _nibbles(blocks[:, 2:]), scale, np.float32(-8) * scale
+    scale = half(blocks, 0)
+    return nibbles(blocks[:, 2:]), scale, np.float32(-8) * scale
 
 
 def _split_q4_1(blocks: npt.NDArray[np.uint8]) -> _Parts:
-    return _nibbles(blocks[:, 4:]), _half(blocks, 0), _half(blocks, 2)
+    return nibbles(blocks[:, 4:]), half(blocks, 0), half(blocks, 2)
 
 
 def _split_q4_k(blocks: npt.NDArray[np.uint8]) -> _Parts:
     """256 weights share two halves; eight groups of 32 have 6-bit scales and minimums packed in 12 bytes."""
-    packed = blocks[:, 4:16]
-    low, high, mixed = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
-    scales = np.concatenate([low & 63, (mixed & 15) | ((low >> 2) & 48)], axis=1)
-    minimums = np.concatenate([high & 63, (mixed >> 4) | ((high >> 2) & 48)], axis=1)
-    scale = _half(blocks, 0)[:, None] * scales.astype(np.float32)
-    minimum = -_half(blocks, 2)[:, None] * minimums.astype(np.float32)
-    return _nibbles(blocks[:, 16:].reshape(-1, 4, 32)), scale, minimum
+    scales, minimums = scales_and_minimums(blocks[:, 4:16])
+    scale = half(blocks, 0) * scales.astype(np.float32)
+    minimum = -half(blocks, 2) * minimums.astype(np.float32)
+    return nibbles(blocks[:, 16:].reshape(-1, 4, 32)), scale, minimum
 
 
 _BLOCK_SPLITTERS = {"Q4_0": _split_q4_0, "Q4_1": _split_q4_1, "Q4_K": _split_q4_k}

@@ -34,6 +34,11 @@ TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
     14: ("Q6_K", 256, 210),
     30: ("BF16", 1, 2),
 }
+_OTHER_TYPES = {
+    9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
+    20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
+    29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4",
+}  # fmt: skip
 _SCALARS = {
     0: "<u1",
     1: "<i1",
@@ -254,12 +259,7 @@ class GGUFHeader:
 
 def _type_name(kind: int) -> str:
     """ggml's name of a tensor type that is not supported here, for the error message."""
-    from gguf.constants import GGMLQuantizationType
-
-    try:
-        return GGMLQuantizationType(kind).name
-    except ValueError:
-        return f"number {kind} (unknown)"
+    return _OTHER_TYPES.get(kind, f"number {kind} (unknown)")
 
 
 def raw_rows(buffer: Buffer, info: TensorInfo, start: int, stop: int) -> npt.NDArray[np.uint8]:
