@@ -1,5 +1,9 @@
 #include "thread_pool.hpp"
 
+#include <unistd.h>
+
+#include <stdexcept>
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -30,30 +34,43 @@ class FlushDenormals {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) : size_(threads) {
-  for (int i = 1; i < threads; i++) threads_.emplace_back([this, i] { work(i); });
+ThreadPool::ThreadPool(int threads) : size_(threads), process_(getpid()), wake_(new std::condition_variable) {
+  try {
+    for (int i = 1; i < threads; i++) threads_.emplace_back([this, i] { work(i); });
+  } catch (...) {
+    stop();
+    throw;
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
+  if (process_ != getpid()) {
+    for (auto& t : threads_) t.detach();
+    return;
+  }
   {
     std::lock_guard lock(mutex_);
     stop_ = true;
     round_.fetch_add(1);
   }
-  wake_.notify_all();
+  wake_->notify_all();
   for (auto& t : threads_) t.join();
+  delete wake_;
 }
 
 void ThreadPool::run(const std::function<void(int)>& f) {
   FlushDenormals flush;
   if (size_ == 1) return f(0);
+  if (process_ != getpid()) throw std::runtime_error("the model was loaded before this process was forked; load it again here");
   {
     std::lock_guard lock(mutex_);
     job_ = &f;
     round_.fetch_add(1);
   }
-  wake_.notify_all();
-  f(0);
+  wake_->notify_all();
+  [&]() noexcept { f(0); }();
   barrier();
 }
 
@@ -65,7 +82,7 @@ void ThreadPool::work(int thread) {
     const std::function<void(int)>* job;
     {
       std::unique_lock lock(mutex_);
-      wake_.wait(lock, [&] { return round_.load() != seen; });
+      wake_->wait(lock, [&] { return round_.load() != seen; });
       seen = round_.load();
       if (stop_) return;
       job = job_;

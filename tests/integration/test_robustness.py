@@ -392,6 +392,61 @@ def test_control_c_ends_a_program(tiny: Path, home: Path) -> None:
     assert "KeyboardInterrupt" in errors
 
 
+# ---- processes and threads ----
+
+FORKED = """
+import os, sys
+from vglm import LLM, SamplingParams
+from vglm.errors import VGLMError
+params = SamplingParams(max_tokens=4, temperature=0)
+llm = LLM(sys.argv[1], max_model_len=256, threads=int(sys.argv[2]))
+expected = llm.generate("hello", params, use_tqdm=False)[0].text
+child = os.fork()
+if not child:
+    status = 3
+    try:
+        status = 0 if llm.generate("hello", params, use_tqdm=False)[0].text == expected else 4
+    except VGLMError as error:
+        status = 7 if "forked" in str(error) else 5
+    del llm  # without threads to wait for
+    os._exit(status)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+assert llm.generate("hello", params, use_tqdm=False)[0].text == expected
+"""
+
+
+@pytest.mark.parametrize(("threads", "status"), [(1, 0), (2, 7)])
+def test_a_forked_process_does_not_hang(tiny: Path, home: Path, threads: int, status: int) -> None:
+    """Threads do not live on in a fork: said as an error. One thread needs no others."""
+    command = [sys.executable, "-c", FORKED, str(tiny), str(threads)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (0, f"{status}\n"), done.stderr
+
+
+NO_ROOM = """
+import os, resource, sys
+from vglm import LLM, SamplingParams
+from vglm.errors import ConfigError
+llm = LLM(sys.argv[1], max_model_len=256, threads=2)
+with open("/proc/self/statm") as file:
+    size = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+resource.setrlimit(resource.RLIMIT_AS, (size + (1 << 30), -1))
+for options in ({"threads": 512}, {"kv_cache_memory": "8G", "threads": 1}):
+    try:
+        LLM(sys.argv[1], max_model_len=256, **options)
+    except ConfigError as error:
+        print(error)
+llm.generate("hello", SamplingParams(max_tokens=4), use_tqdm=False)
+"""
+
+
+def test_an_address_space_without_room_for_threads_or_cache(tiny: Path, home: Path) -> None:
+    command = [sys.executable, "-c", NO_ROOM, str(tiny)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("no room for") == 2
+
+
 # ---- leaks ----
 
 
