@@ -9,7 +9,11 @@ import typer
 
 from vglm import cli_options as opt
 
-bench = typer.Typer(no_args_is_help=True, help="Measure speed, memory, kernels and accuracy on this machine.")
+bench = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Measure speed, memory, kernels and accuracy on this machine.",
+)
 
 _MODEL = "smollm2-135m-instruct"
 _QUIET = "\n\nLet the machine do nothing else meanwhile."
