@@ -55,7 +55,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
@@ -79,9 +79,9 @@ def options(
 
 @app.command(
     epilog="Examples:\n\n"
-    "`vglm pull --list`\n\n"
-    "`vglm pull smollm2-135m-instruct`\n\n"
-    "`vglm pull Qwen/Qwen2.5-0.5B-Instruct` (any repository of the Hugging Face hub; needs `vglm[hub]`)"
+    "vglm pull --list\n\n"
+    "vglm pull smollm2-135m-instruct\n\n"
+    "vglm pull Qwen/Qwen2.5-0.5B-Instruct (any repository of the Hugging Face hub; needs vglm\\[hub])"
 )
 def pull(
     name: Annotated[str | None, typer.Argument(help="A known name, or owner/name on the hub.")] = None,
@@ -103,10 +103,10 @@ def pull(
 
 @app.command(
     epilog="Examples:\n\n"
-    '`vglm generate smollm2-135m-instruct "The capital of France is" --max-tokens 16`\n\n'
-    "`vglm generate model.gguf --chat --temperature 0.7 --seed 1 'Explain paging.'`\n\n"
-    "`cat notes.txt | vglm generate model.gguf`\n\n"
-    "`vglm generate model.gguf --file prompts.txt --lines --json > out.json`"
+    'vglm generate smollm2-135m-instruct "The capital of France is" --max-tokens 16\n\n'
+    "vglm generate model.gguf --chat --temperature 0.7 --seed 1 'Explain paging.'\n\n"
+    "cat notes.txt | vglm generate model.gguf\n\n"
+    "vglm generate model.gguf --file prompts.txt --lines --json > out.json"
 )
 def generate(
     model: opt.Model,
@@ -175,9 +175,9 @@ def generate(
 
 @app.command(
     epilog="Examples:\n\n"
-    "`vglm chat smollm2-135m-instruct`\n\n"
-    "`vglm chat model.gguf --system 'Answer in one sentence.' --temperature 0`\n\n"
-    "`printf 'Hello\\nWhat is a graph?\\n' | vglm chat model.gguf` (one message per line)\n\n"
+    "vglm chat smollm2-135m-instruct\n\n"
+    "vglm chat model.gguf --system 'Answer in one sentence.' --temperature 0\n\n"
+    "printf 'Hello\\nWhat is a graph?\\n' | vglm chat model.gguf (one message per line)\n\n"
     "Ctrl-C stops an answer; at the prompt Ctrl-C or Ctrl-D leaves. /clear forgets the conversation."
 )
 def chat(
@@ -223,9 +223,9 @@ def chat(
 
 @app.command(
     epilog="Examples:\n\n"
-    "`vglm inspect smollm2-135m-instruct`\n\n"
-    "`vglm inspect model.gguf --tokens 4096 --sequences 16`\n\n"
-    "`vglm inspect model.gguf --json | jq .parameters`"
+    "vglm inspect smollm2-135m-instruct\n\n"
+    "vglm inspect model.gguf --tokens 4096 --sequences 16\n\n"
+    "vglm inspect model.gguf --json | jq .parameters"
 )
 def inspect(
     model: opt.Model,

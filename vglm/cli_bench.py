@@ -11,7 +11,7 @@ from vglm import cli_options as opt
 
 bench = typer.Typer(
     no_args_is_help=True,
-    rich_markup_mode="markdown",
+    rich_markup_mode="rich",
     help="Measure speed, memory, kernels and accuracy on this machine.",
 )
 
@@ -20,9 +20,9 @@ _QUIET = "\n\nLet the machine do nothing else meanwhile."
 
 
 @bench.command(
-    epilog="Examples:\n\n`vglm bench throughput`\n\n"
-    "`vglm bench throughput -m model.gguf --num-prompts 64 --input-len 512 --output-len 128 --dtype bf16`\n\n"
-    "`vglm bench throughput --text book.txt --json throughput.json`" + _QUIET
+    epilog="Examples:\n\nvglm bench throughput\n\n"
+    "vglm bench throughput -m model.gguf --num-prompts 64 --input-len 512 --output-len 128 --dtype bf16\n\n"
+    "vglm bench throughput --text book.txt --json throughput.json" + _QUIET
 )
 def throughput(
     model: opt.BenchModel = _MODEL,
@@ -47,8 +47,7 @@ def throughput(
 
 
 @bench.command(
-    epilog="Examples:\n\n`vglm bench latency`\n\n`vglm bench latency --batch 32 --repeats 20 --json -`"
-    + _QUIET
+    epilog="Examples:\n\nvglm bench latency\n\nvglm bench latency --batch 32 --repeats 20 --json -" + _QUIET
 )
 def latency(
     model: opt.BenchModel = _MODEL,
@@ -73,8 +72,8 @@ def latency(
 
 
 @bench.command(
-    epilog="Examples:\n\n`vglm bench memory`\n\n"
-    "`vglm bench memory --trace AzureLLMInferenceTrace_conv.csv --requests 2000 --json memory.json`\n\n"
+    epilog="Examples:\n\nvglm bench memory\n\n"
+    "vglm bench memory --trace AzureLLMInferenceTrace_conv.csv --requests 2000 --json memory.json\n\n"
     "The trace is a CSV file with columns TIMESTAMP, ContextTokens, GeneratedTokens."
 )
 def memory(
@@ -109,8 +108,8 @@ def memory(
 
 
 @bench.command(
-    epilog="Examples:\n\n`vglm bench kernels`\n\n"
-    "`vglm bench kernels --isa amx --isa avx2 --type int8 --rows 1 --rows 512 --json kernels.json`" + _QUIET
+    epilog="Examples:\n\nvglm bench kernels\n\n"
+    "vglm bench kernels --isa amx --isa avx2 --type int8 --rows 1 --rows 512 --json kernels.json" + _QUIET
 )
 def kernels(
     model: opt.BenchModel = _MODEL,
@@ -137,8 +136,8 @@ def kernels(
 
 
 @bench.command(
-    epilog="Examples:\n\n`vglm bench accuracy`\n\n"
-    "`vglm bench accuracy --text book.txt --tokens 51200 --dtypes int8+int8 --dtypes bf16+bf16`"
+    epilog="Examples:\n\nvglm bench accuracy\n\n"
+    "vglm bench accuracy --text book.txt --tokens 51200 --dtypes int8+int8 --dtypes bf16+bf16"
 )
 def accuracy(
     model: opt.BenchModel = _MODEL,
