@@ -14,6 +14,7 @@ constexpr int kRowsPerThread = 64;       // from here on dividing by rows beats 
 constexpr int kLogitRows = 64;           // rows of logits at a time
 constexpr int kStateRows = 192;          // query heads whose running softmax a thread keeps at a time
 constexpr int kTiles = kChunk / kTokenTile;
+constexpr int kMaxHeadDim = 512;         // checked when the model is made
 
 struct Share { int begin, end; };
 
@@ -127,6 +128,7 @@ void Pass::reserve() {
   work_.states.resize((size_t)threads_);
   work_.chunks.resize((size_t)threads_);
   work_.lists.resize((size_t)threads_);
+  for (auto& l : work_.lists) l.reserve((size_t)batch_.rows * (size_t)group_);   // threads must not run out of memory
   for (auto& c : work_.chunks) c.reserve(attend_scratch_bytes(spec_.head_dim));
   for (auto& s : work_.states) s.reserve((int64_t)kStateRows * 2 * (spec_.head_dim + 32));
   const bool rows = batch_.rows >= kRowsPerThread * threads_;
@@ -155,29 +157,35 @@ void Pass::run() {
   if (batch_.outputs) outputs();
 }
 
+// A task takes one block of rows from the attention of one layer to the keys and values of the next. Tasks are claimed layer
+// by layer; one waits only for the blocks that hold earlier rows of its own sequences, so there is no barrier on the way.
 void Pass::by_rows() {
   const int units = (batch_.rows + unit_ - 1) / unit_, layers = spec_.layers;
-  std::vector<std::atomic<int>> next((size_t)layers + 1);
-  for (auto& n : next) n.store(0);
+  std::atomic<int> next{0};
+  std::vector<std::atomic<int>> done((size_t)units);   // layers whose keys and values the block has written
+  for (auto& d : done) d.store(0);
   pool_.run([&](int t) {
-    RowBuffers& buffers = work_.own[(size_t)t];
-    for (int l = 0; l <= layers; l++) {
-      for (int u; (u = next[(size_t)l].fetch_add(1)) < units;) {
-        const int base = u * unit_, rows = std::min(unit_, batch_.rows - base);
-        Block b{buffers, base, rows};
-        if (l == 0)
-          embed(base, base + rows);
-        else if (l < layers)
+    for (int task; (task = next.fetch_add(1)) < units * (layers + 1);) {
+      const int l = task / units, u = task % units;
+      const int base = u * unit_, rows = std::min(unit_, batch_.rows - base);
+      Block b{work_.own[(size_t)t], base, rows};
+      if (l == 0) {
+        embed(base, base + rows);
+      } else {
+        const int sequence = work_.row_sequence[(size_t)base];
+        for (int v = work_.plan.sequences[(size_t)sequence].row0 / unit_; v <= u; v++)
+          pool_.wait(done[(size_t)v], l);
+        if (l < layers)
           after_attention_input(l - 1, b, t, 0, rows);
         else
           after_attention_input(l - 1, b, t, first_output(base, base + rows) - base, last_output(base, base + rows) - base);
-        if (l < layers) {
-          attention_input(l, b, 0, rows);
-          project_qkv(l, b, 0, rows, 0, groups(w_.layers[(size_t)l].qkv));
-          rope_and_store(l, b, 0, rows);
-        }
       }
-      pool_.barrier();
+      if (l < layers) {
+        attention_input(l, b, 0, rows);
+        project_qkv(l, b, 0, rows, 0, groups(w_.layers[(size_t)l].qkv));
+        rope_and_store(l, b, 0, rows);
+      }
+      done[(size_t)u].store(l + 1, std::memory_order_release);
     }
   });
 }
@@ -445,8 +453,7 @@ RowLists& Pass::list_rows(int kv_head, const AttentionItem& item, int c, int thr
 
 void Pass::merge_partials(int row0, int row1) {
   const int d = spec_.head_dim;
-  std::vector<float> state((size_t)d + 32);
-  float* aligned = (float*)(((uintptr_t)state.data() + 63) / 64 * 64);
+  alignas(64) float aligned[kMaxHeadDim];
   for (int r = row0; r < row1; r++) {
     const int s = work_.row_sequence[(size_t)r];
     const int64_t base = work_.plan.partial_base[(size_t)s];

@@ -1,6 +1,6 @@
 // One forward pass. Two ways to divide the work, with the same arithmetic for every element:
 //   rows     many rows (prefill): each thread takes blocks of rows through a whole layer; its activations stay in its cache,
-//            and the only meeting point is before attention, when all keys and values of the layer are written
+//            and it waits only for the keys and values that its rows attend to
 //   columns  few rows (decode): memory bandwidth is the limit, so each thread reads its share of every weight matrix
 #pragma once
 #include <atomic>
@@ -17,6 +17,11 @@ struct RowLists {
   std::vector<int32_t> limits;
   std::vector<Partial> out;
 
+  void reserve(size_t n) {
+    queries.reserve(n);
+    limits.reserve(n);
+    out.reserve(n);
+  }
   void clear() {
     queries.clear();
     limits.clear();

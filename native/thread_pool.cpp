@@ -20,6 +20,13 @@ void relax() {
 #endif
 }
 
+void pause(int turn) {
+  if (turn < kSpins)
+    relax();
+  else
+    std::this_thread::yield();
+}
+
 // Denormals cost a hundred times a normal number and mean nothing here. Restored for the caller, whose thread it is.
 class FlushDenormals {
  public:
@@ -100,12 +107,11 @@ void ThreadPool::barrier() {
     phase_.store(phase + 1, std::memory_order_release);
     return;
   }
-  for (int i = 0; phase_.load(std::memory_order_acquire) == phase; i++) {
-    if (i < kSpins)
-      relax();
-    else
-      std::this_thread::yield();
-  }
+  for (int i = 0; phase_.load(std::memory_order_acquire) == phase; i++) pause(i);
+}
+
+void ThreadPool::wait(const std::atomic<int>& progress, int least) {
+  for (int i = 0; progress.load(std::memory_order_acquire) < least; i++) pause(i);
 }
 
 }  // namespace vglm

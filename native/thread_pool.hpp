@@ -23,6 +23,8 @@ class ThreadPool {
   void run(const std::function<void(int)>& f);
   // Inside run: waits until every thread is here.
   void barrier();
+  // Inside run: waits until another thread has brought `progress` to `least`.
+  static void wait(const std::atomic<int>& progress, int least);
 
  private:
   void work(int thread);
