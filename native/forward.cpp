@@ -173,7 +173,9 @@ void Pass::by_rows() {
         embed(base, base + rows);
       } else {
         const int sequence = work_.row_sequence[(size_t)base];
-        for (int v = work_.plan.sequences[(size_t)sequence].row0 / unit_; v <= u; v++)
+        const int after = base + rows;  // a tile that this block ends in goes on in the next, and is read whole
+        const bool goes_on = after < batch_.rows && work_.row_sequence[(size_t)after] == work_.row_sequence[(size_t)after - 1];
+        for (int v = work_.plan.sequences[(size_t)sequence].row0 / unit_; v <= u + goes_on; v++)
           pool_.wait(done[(size_t)v], l);
         if (l < layers)
           after_attention_input(l - 1, b, t, 0, rows);
