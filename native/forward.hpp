@@ -3,6 +3,7 @@
 //            and it waits only for the keys and values that its rows attend to
 //   columns  few rows (decode): memory bandwidth is the limit, so each thread reads its share of every weight matrix
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <vector>
 
@@ -10,6 +11,20 @@
 #include "workspace.hpp"
 
 namespace vglm {
+
+constexpr int kTiles = kChunk / kTokenTile;
+constexpr int kStateRows = 192;    // query heads whose running softmax a thread keeps at a time
+constexpr int kMaxHeadDim = 512;   // checked when the model is made
+
+struct Share { int begin, end; };
+
+// The part of n items, in whole units, that thread t of `threads` does.
+inline Share share(int n, int unit, int t, int threads) {
+  const int64_t units = (n + unit - 1) / unit;
+  return {(int)std::min<int64_t>(units * t / threads * unit, n), (int)std::min<int64_t>(units * (t + 1) / threads * unit, n)};
+}
+
+inline int groups(const Linear& w) { return w.n / kGroup; }
 
 // The query rows of one call of the attention kernel.
 struct RowLists {

@@ -20,7 +20,7 @@ from vglm.decode.outputs import EmbeddingOutput, RequestOutput, ScoreOutput
 from vglm.decode.sampling_params import SamplingParams
 from vglm.engine.metrics import EngineStats
 from vglm.engine.request import Request, RequestKind
-from vglm.errors import ConfigError, ModelError, RequestError, VGLMError
+from vglm.errors import ModelError, RequestError, VGLMError
 from vglm.model.tokenizer import Tokenizer
 from vglm.options import EngineOptions, build_engine
 from vglm.progress import progress_bar
@@ -40,7 +40,8 @@ class LLM:
         options: see `vglm.options.EngineOptions`: dtype, kv_cache_dtype, max_model_len, max_num_seqs,
             max_num_batched_tokens, kv_cache_memory, block_size, threads, enable_prefix_caching, seed.
 
-    Raises ModelError for a model that cannot be loaded, ConfigError for options that do not fit, and TypeError for unknown ones.
+    Raises ModelError for a model that cannot be loaded, ConfigError for options that do not fit, and
+    TypeError for unknown ones.
 
     Example:
         >>> llm = LLM(model="smollm2-135m-instruct")
@@ -127,7 +128,7 @@ class LLM:
             raise RequestError(f"messages must be a list of mappings; got {type(messages).__name__}")
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
         prompts = [self._chat_prompt(c, template_variables) for c in conversations]  # type: ignore[arg-type]
-        return self.generate(prompts, sampling_params, use_tqdm)  # type: ignore[arg-type]
+        return self.generate(prompts, sampling_params, use_tqdm)
 
     def stream(
         self, prompt: Prompt | Sequence[Message], sampling_params: SamplingParams | None = None
@@ -146,7 +147,7 @@ class LLM:
             prompt = self._chat_prompt(prompt, {})  # type: ignore[arg-type]
         if not is_single(prompt):
             raise RequestError("stream takes one prompt; use generate for many")
-        encoded = encode_prompts(prompt, self.tokenizer)[0]  # type: ignore[arg-type]
+        encoded = encode_prompts(prompt, self.tokenizer)[0]
         detokenizers = self._detokenizers(encoded, params, incremental=True)
         chunks: deque[CompletionChunk] = deque()
 

@@ -300,6 +300,27 @@ def test_what_a_block_held_before_does_not_matter(dtype: str, kv: str) -> None:
             assert np.isfinite(last).all(), f"{isa}: {length} tokens"
 
 
+@pytest.mark.parametrize("kv", ["bf16", "int8"])
+def test_what_a_block_held_before_does_not_matter_to_threads(kv: str) -> None:
+    """Prefill in blocks of rows that end within a tile: one thread's rows may not look at what another has yet to write."""
+    checkpoint, poisoned = random_checkpoint(), random_checkpoint()
+    for i in range(2):
+        poisoned.tensors[f"layers.{i}.v_proj"] = np.full_like(poisoned.tensors[f"layers.{i}.v_proj"], np.nan)
+    model, bad = packed(checkpoint, "bf16"), packed(poisoned, "bf16")
+    lengths = [130, 140, 150, 200, 270, 330]
+    for threads in (2, 3):
+        native, wrong = executor(model, ISAS[0], kv, threads), executor(bad, ISAS[0], kv, threads)
+        clean = executor(model, ISAS[0], kv)
+        for length in lengths * 5:
+            tokens = [(7 * i) % 101 for i in range(length)]
+            wrong.kv = native.kv
+            step(wrong, [prompt_rows(tokens, [-1])])
+            rows = prompt_rows(tokens, range(length))
+            assert np.array_equal(step(native, [rows]), step(clean, [rows])), (
+                f"{length} rows, {threads} threads"
+            )
+
+
 # ---- wrong batches ----
 
 

@@ -10,8 +10,17 @@ from vglm import _native
 from vglm.model import layout
 
 ISAS = [*_native.available_isas(), "amx_simulated"]
-SHAPES = [(1, 64, 64), (2, 128, 64), (3, 64, 192), (5, 192, 128), (13, 64, 576), (16, 128, 64), (17, 64, 128), (33, 192, 320),
-          (49, 64, 64)]
+SHAPES = [
+    (1, 64, 64),
+    (2, 128, 64),
+    (3, 64, 192),
+    (5, 192, 128),
+    (13, 64, 576),
+    (16, 128, 64),
+    (17, 64, 128),
+    (33, 192, 320),
+    (49, 64, 64),
+]
 
 
 @pytest.fixture(params=ISAS)
@@ -28,7 +37,9 @@ def weight_of(kind, rng, n, k):
         q, scale = layout.quantise_int8(w)
         return layout.pack_int8(q, scale), q * scale[:, None]
     q, scale, minimum = layout.quantise_int4(w)
-    return layout.pack_int4(q, scale, minimum), (q * scale[..., None] + minimum[..., None]).reshape(n, -1)[:, :k]
+    return layout.pack_int4(q, scale, minimum), (q * scale[..., None] + minimum[..., None]).reshape(n, -1)[
+        :, :k
+    ]
 
 
 def run(isa, packed, x, store="f32", bias=None, out=None):
@@ -49,9 +60,13 @@ def test_matmul(isa, kind, m, n, k):
     tolerance = 2e-6 * k**0.5 * np.abs(expected).max() + 1e-5
     np.testing.assert_allclose(run(isa, packed, x, bias=bias), expected, atol=tolerance)
     residual = rng.standard_normal((m, n)).astype(np.float32)
-    np.testing.assert_allclose(run(isa, packed, x, "add", bias, residual.copy()), residual + expected, atol=tolerance)
+    np.testing.assert_allclose(
+        run(isa, packed, x, "add", bias, residual.copy()), residual + expected, atol=tolerance
+    )
     gated = reference.swiglu(expected)
-    np.testing.assert_allclose(run(isa, packed, x, "swiglu", bias), gated, rtol=2**-8, atol=tolerance * np.abs(gated).max())
+    np.testing.assert_allclose(
+        run(isa, packed, x, "swiglu", bias), gated, rtol=2**-8, atol=tolerance * np.abs(gated).max()
+    )
 
 
 @pytest.mark.parametrize("kind", ["bf16", "int8", "int4"])
@@ -102,8 +117,20 @@ def test_normalised_activations(isa, kind, k):
 
 
 @pytest.mark.parametrize("int8", [False, True])
-@pytest.mark.parametrize(("rows", "slots", "dim"), [(1, 1, 16), (3, 15, 64), (4, 16, 64), (7, 17, 80), (6, 255, 64), (13, 256, 32),
-                                                    (9, 300, 128), (2, 1000, 64), (20, 530, 48)])
+@pytest.mark.parametrize(
+    ("rows", "slots", "dim"),
+    [
+        (1, 1, 16),
+        (3, 15, 64),
+        (4, 16, 64),
+        (7, 17, 80),
+        (6, 255, 64),
+        (13, 256, 32),
+        (9, 300, 128),
+        (2, 1000, 64),
+        (20, 530, 48),
+    ],
+)
 def test_attention(isa, int8, rows, slots, dim):
     rng = np.random.default_rng(rows * slots)
     q, k, v = (rng.standard_normal((n, dim)).astype(np.float32) for n in (rows, slots, slots))
@@ -112,7 +139,11 @@ def test_attention(isa, int8, rows, slots, dim):
     out = np.zeros_like(q)
     scale = dim**-0.5
     _native.attention(isa, q, k, v, limit, scale, int8, out)
-    kk, vv = (reference.quantise_rows(k), reference.quantise_rows(v)) if int8 else (reference.round_bf16(k), reference.round_bf16(v))
+    kk, vv = (
+        (reference.quantise_rows(k), reference.quantise_rows(v))
+        if int8
+        else (reference.round_bf16(k), reference.round_bf16(v))
+    )
     expected = reference.attention(reference.round_bf16(q), kk, vv, limit, scale)
     np.testing.assert_allclose(out, expected, atol=0.012 * np.abs(v).max())
 

@@ -73,7 +73,8 @@ class Calibration(Reference):
 
 
 def balance(activations: Float32, *weights: Float32) -> Float32:
-    """The scales s [channels], geometric mean 1, of activations with this rms and the matrices [out, channels] that read them."""
+    """The scales s [channels], geometric mean 1, of activations with this rms and the matrices [out, channels]
+    that read them."""
     columns = np.sqrt(sum(np.einsum("ok,ok->k", w, w) for w in weights))
     log_scale = 0.5 * (np.log(_floored(activations)) - np.log(_floored(columns)))
     if not np.isfinite(log_scale).all():  # weights that overflow: one bad channel must not spoil the others

@@ -137,7 +137,7 @@ def pack_int4(
 
 def quantise_int4(weight: FloatArray) -> tuple[ByteArray, FloatArray, FloatArray]:
     """Blocks of 32 with a scale and a minimum (the form of GGUF's Q4_1), both rounded to float16."""
-    n, k = weight.shape
+    n = len(weight)
     blocks = pad_matrix(weight)[:n].reshape(n, -1, 32)
     minimum = blocks.min(axis=2).astype(np.float16).astype(np.float32)
     scale = ((blocks.max(axis=2) - minimum) / np.float32(15)).astype(np.float16).astype(np.float32)
