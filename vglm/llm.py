@@ -87,6 +87,16 @@ class LLM:
         """Queues, KV pool and cache, now."""
         return self.engine.stats()
 
+    def compact(self) -> int:
+        """Move the KV cache's live blocks together and give the rest back to the system; returns the bytes given back."""
+        from vglm.engine.executor import block_bytes
+
+        with self._lock:
+            before = self.engine.stats().pool.committed
+            self.engine.compact()
+            released = before - self.engine.stats().pool.committed
+        return released * block_bytes(self._packed, self.options.block_size, self.options.kv_dtype)
+
     # ---- generation ---------------------------------------------------------------------------------------
 
     def generate(
