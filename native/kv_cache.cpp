@@ -14,8 +14,9 @@ namespace vglm {
 
 KVCache::KVCache(const KVLayout& layout, int64_t num_blocks)
     : layout_(layout), num_blocks_(num_blocks), block_bytes_(layout.block_bytes()) {
-  if (layout.layers < 1 || layout.kv_heads < 1 || layout.head_dim < 16 || layout.head_dim > 512 || layout.head_dim % 16)
-    throw std::invalid_argument("KV cache: layers and heads must be positive, head_dim a multiple of 16 up to 512");
+  if (layout.layers < 1 || layout.layers > 1024 || layout.kv_heads < 1 || layout.kv_heads > 65536 ||
+      layout.head_dim < 16 || layout.head_dim > 512 || layout.head_dim % 16)
+    throw std::invalid_argument("KV cache: layers must be 1 to 1024, heads 1 to 65536, head_dim a multiple of 16 up to 512");
   if (layout.block_size < kTokenTile || layout.block_size > kChunk || kChunk % layout.block_size)
     throw std::invalid_argument("KV cache: block_size must be 16, 32, 64, 128 or 256");
   if (num_blocks < 1 || num_blocks > INT32_MAX || block_bytes_ > (int64_t(1) << 46) / num_blocks)

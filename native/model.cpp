@@ -14,6 +14,7 @@ void require(bool holds, const std::string& what) {
 
 void check(const ModelSpec& s, const Weights& w) {
   require(s.layers >= 1 && (size_t)s.layers == w.layers.size(), "the number of layers does not match the weights");
+  require(s.heads <= 65536, "more than 65536 heads");
   require(s.kv_heads >= 1 && s.heads >= s.kv_heads && s.heads % s.kv_heads == 0, "heads must be a multiple of kv_heads");
   require(s.heads / s.kv_heads <= 64, "more than 64 query heads per KV head");
   require(s.head_dim >= 16 && s.head_dim <= 512 && s.head_dim % 16 == 0, "head_dim must be a multiple of 16 up to 512");
@@ -41,7 +42,10 @@ Model::Model(const ModelSpec& spec, Weights weights, int threads, const Kernels&
 
 Model::~Model() = default;
 
-void Model::forward(KVCache& kv, const Batch& batch) { Pass(*this, kv, batch).run(); }
+void Model::forward(KVCache& kv, const Batch& batch) {
+  std::lock_guard lock(busy_);
+  Pass(*this, kv, batch).run();
+}
 
 int64_t Model::workspace_bytes() const { return work_->bytes(); }
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "attention_plan.hpp"
@@ -69,6 +70,7 @@ class Model {
   const Kernels& kernels_;
   ThreadPool pool_;
   std::unique_ptr<struct Workspace> work_;
+  std::mutex busy_;   // one pass at a time: it has the workspace and the threads
 };
 
 }  // namespace vglm

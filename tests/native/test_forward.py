@@ -9,6 +9,7 @@ A wrong constant anywhere costs more (see `test_the_thresholds_would_notice`).
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -377,3 +378,23 @@ def test_the_reference_is_what_it_is_compared_with() -> None:
     logits = Reference(random_checkpoint().config, random_checkpoint().tensor).logits(list(range(20)))
     assert logits.std() > 0.3
     assert len({int(row.argmax()) for row in logits}) > 5
+
+
+def test_two_python_threads_on_one_model() -> None:
+    """The lock is released during a pass; a second one waits, whoever calls."""
+    model = packed(random_checkpoint(), "bf16")
+    native = executor(model, ISAS[0], threads=2)
+    prompts = [list(range(40)), list(range(50, 101)) * 3]
+    expected = [step(executor(model, ISAS[0]), [prompt_rows(p, [-1])]) for p in prompts]
+    wrong: list[int] = []
+
+    def work(i: int) -> None:
+        rows = prompt_rows(prompts[i], [-1], 20 * i)
+        wrong.extend(n for n in range(100) if not np.array_equal(step(native, [rows]), expected[i]))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
