@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from tests.gguf_files import write_random_llama
 from tests.integration.helpers import assert_idle, exact, tiny_model, write_llama
@@ -165,6 +167,30 @@ def test_embeddings_that_overflow_do_not_reach_other_requests(llm: LLM) -> None:
         again = llm.generate(["abc", "a" * 50], FOUR, use_tqdm=False)
         assert [exact(o) for o in again] == expected
     assert_idle(llm)
+
+
+def test_logits_that_are_not_finite_fail_their_request(tmp_path: Path, home: Path) -> None:
+    """Token 7 has an infinite embedding: what holds it fails with the reason, then and only then."""
+    model = write_llama(tmp_path / "model")
+    config = json.loads((model / "config.json").read_text()) | {"tie_word_embeddings": False}
+    (model / "config.json").write_text(json.dumps(config))
+    tensors = load_file(model / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    tensors["model.embed_tokens.weight"][7] = np.inf
+    save_file(tensors, model / "model.safetensors")
+    engine = LLM(model, max_model_len=64, dtype="bf16")
+    params = SamplingParams(max_tokens=3, temperature=0, logit_bias={7: -100})
+    expected = exact(engine.generate([[5]], params, use_tqdm=False)[0])
+    for prompts in ([[7]], [[5], [5, 7], [6]]):
+        with pytest.raises(VGLMError, match="not finite"):
+            engine.generate(prompts, params, use_tqdm=False)
+        assert_idle(engine)
+        assert exact(engine.generate([[5]], params, use_tqdm=False)[0]) == expected
+    with pytest.raises(VGLMError, match="not finite"):
+        engine.score([[7]], [[5]], use_tqdm=False)
+    with pytest.raises(VGLMError, match="not finite"):
+        list(engine.stream([7], params))
+    assert_idle(engine)
 
 
 # ---- wrong options and models ----
