@@ -168,8 +168,12 @@ static VGLM_INLINE f32x16 dot2(f32x16 acc, bytes64 w, const uint16_t* a) {
   __m256 a1 = _mm256_castsi256_ps(_mm256_set1_epi32((int)(two & 0xffff0000u)));
   return {dot2_half(acc.a, w.a, a0, a1), dot2_half(acc.b, w.b, a0, a1)};
 }
-static VGLM_INLINE bytes64 load_i8_as_bf16(const int8_t* p) {
-  return {store_bf16_pack(i8_half(p), i8_half(p + 8)), store_bf16_pack(i8_half(p + 16), i8_half(p + 24))};
+static VGLM_INLINE __m256i i8_as_bf16_half(const int8_t* p) {  // whole numbers up to 127 are exact: truncation suffices
+  const __m256i low = _mm256_srli_epi32(_mm256_castps_si256(i8_half(p)), 16);
+  const __m256i high = _mm256_srli_epi32(_mm256_castps_si256(i8_half(p + 8)), 16);
+  return _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
 }
+static VGLM_INLINE bytes64 load_i8_as_bf16(const int8_t* p) { return {i8_as_bf16_half(p), i8_as_bf16_half(p + 16)}; }
+
 
 }  // namespace

@@ -71,6 +71,12 @@ static VGLM_INLINE int visible_tiles(const TileView* tiles, int n, const int32_t
 
 #ifndef VGLM_AMX
 
+#if defined(__AVX512F__)
+constexpr int kQueryRows = 6, kValueGroups = 4;   // accumulators that stay in registers
+#else
+constexpr int kQueryRows = 3, kValueGroups = 2;
+#endif
+
 template <bool Int8>
 static VGLM_INLINE bytes64 load_kv(const uint8_t* plane, int index) {  // 32 elements as bf16
   if constexpr (Int8) return load_i8_as_bf16((const int8_t*)plane + index * 32);
@@ -138,18 +144,12 @@ static void attend_rows(const uint16_t* const* q, const int32_t* limit, const Ti
   n = visible_tiles(tiles, n, limit, Rows);
   scores_of_tiles<Int8, Rows>(q, tiles, n, head_dim, s);
   for (int r = 0; r < Rows; r++) softmax_row(s[r], p[r], tiles, n, limit[r], scale, out[r]);
-  constexpr int kGroups = Rows > 6 ? 2 : 4;   // accumulators stay in registers
+  constexpr int kGroups = Rows > 6 ? 2 : kValueGroups;
   int dim = 0;
   for (; dim + 16 * kGroups <= head_dim; dim += 16 * kGroups)
     weighted_values<Int8, Rows, kGroups>(p, tiles, n, head_dim, dim, dim ? nullptr : next, out);
   for (; dim < head_dim; dim += 16) weighted_values<Int8, Rows, 1>(p, tiles, n, head_dim, dim, nullptr, out);
 }
-
-#if defined(__AVX512F__)
-constexpr int kQueryRows = 6;
-#else
-constexpr int kQueryRows = 2;
-#endif
 
 template <bool Int8>
 static void attend_all(const uint16_t* const* q, const int32_t* limit, int rows, const TileView* tiles, int n, int head_dim,
