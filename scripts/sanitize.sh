@@ -40,7 +40,7 @@ run() { LD_PRELOAD=$preload "$python" -m pytest -q -p no:cacheprovider -x "$@"; 
 if [ "$kind" = address ]; then
   run tests/native tests/decode/test_sampler.py
   run tests/integration/test_invariance.py -k "tiny or instruction_set"
-  run tests/integration/test_robustness.py -k "not interrupts and not control_c and not wrong_models and not ten_thousand"
+  run tests/integration/test_robustness.py -k "not interrupts and not control_c and not wrong_models and not ten_thousand and not address_space"
   run tests/integration/test_models.py
 else
   run tests/native/test_forward.py -k "threads or neighbours"
