@@ -399,6 +399,8 @@ def test_interrupts(tiny: Path, home: Path) -> None:
 
 def test_control_c_ends_a_program(tiny: Path, home: Path) -> None:
     script = (
+        # a runner in the background may have passed on that SIGINT is ignored
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys\nfrom vglm import LLM, SamplingParams\n"
         "llm = LLM(sys.argv[1], max_model_len=4096)\nprint('ready', flush=True)\n"
         "while True: llm.generate(['abc'] * 8, SamplingParams(max_tokens=4000, ignore_eos=True))\n"
