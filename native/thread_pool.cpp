@@ -11,8 +11,11 @@
 namespace vglm {
 namespace {
 
-constexpr int kSpins = 4000;       // tens of microseconds: longer than any gap inside a step
-constexpr int kIdleSpins = 20000;  // between steps, before a worker sleeps
+// Spinning is right while every thread has a processor of its own. Where another program takes one, two threads of the pool
+// may share the other, and each spin keeps the very thread that is waited for from running: so give way after a few
+// microseconds. A yield with nobody else to run costs less than one.
+constexpr int kSpins = 100;
+constexpr int kIdleTurns = 1500;   // spins and yields between steps, before a worker sleeps: about half a millisecond
 
 void relax() {
 #if defined(__x86_64__)
@@ -85,7 +88,7 @@ void ThreadPool::work(int thread) {
   FlushDenormals flush;
   uint32_t seen = 0;
   for (;;) {
-    for (int i = 0; i < kIdleSpins && round_.load(std::memory_order_acquire) == seen; i++) relax();
+    for (int i = 0; i < kIdleTurns && round_.load(std::memory_order_acquire) == seen; i++) pause(i);
     const std::function<void(int)>* job;
     {
       std::unique_lock lock(mutex_);
