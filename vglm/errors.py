@@ -10,7 +10,14 @@ class ModelError(VGLMError):
 
 
 class RequestError(VGLMError, ValueError):
-    """A prompt or a sampling parameter is refused; the engine's state is unchanged."""
+    """A prompt or a sampling parameter is refused; the engine's state is unchanged.
+
+    `param` names the parameter that is at fault, where it is a single one.
+    """
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class GraphError(VGLMError, ValueError):

@@ -158,7 +158,7 @@ def _refused(name: str, value: object, allowed: str) -> RequestError:
     else:
         shown = repr(value)
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return RequestError(f"{name} is {shown}, but must be {allowed}.")
+    return RequestError(f"{name} is {shown}, but must be {allowed}.", name.rsplit(" ", 1)[-1])
 
 
 def _integer(name: str, value: Any, low: int, *, none: str = "", note: str = "") -> int:
@@ -195,7 +195,7 @@ def _logit_bias(value: Any) -> dict[int, float] | None:
     biases = {}
     for token, bias in value.items():
         biases[_integer("a token id in logit_bias", token, 0)] = _number(
-            f"logit_bias of token {token}", bias, -100.0, 100.0
+            f"bias of token {token} in logit_bias", bias, -100.0, 100.0
         )
     return biases or None
 
