@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import queue
 import random
 import sys
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -217,25 +219,43 @@ def test_logprobs_of_the_sampled_and_the_best_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "options", "message"),
+    ("tokens", "options", "message", "param"),
     [
-        ([], {}, "empty"),
-        ([1, VOCAB], {}, f"token id {VOCAB}"),
-        ([1, -1], {}, "token id -1"),
-        ([1.5], {}, "whole numbers"),
-        (["a"], {}, "whole numbers"),
-        ([[1]], {}, "whole numbers"),
-        (prompt(32), {}, "max_model_len is 32"),
-        (prompt(20), {"first_position": 12}, "from position 12"),
-        ([1], {"first_position": -1}, "must not be negative"),
-        ([1], {"params": SamplingParams(n=9)}, "max_num_seqs=8"),
-        ([1], {"params": SamplingParams(stop_token_ids=[VOCAB])}, "stop_token_ids"),
-        ([1], {"kind": RequestKind.SCORE}, "continuation is empty"),
-        ([1], {"target_token_ids": [1]}, "score"),
-        ([1], {"kind": RequestKind.ENCODE, "params": SamplingParams(n=2)}, "n=2"),
-        ([1], {"embeds": PromptEmbeds(np.array([0]), np.zeros((1, 3), np.float32))}, "shape"),
-        ([1], {"embeds": PromptEmbeds(np.array([1]), np.zeros((1, HIDDEN), np.float32))}, "positions"),
-        ([1], {"embeds": PromptEmbeds(np.array([0]), np.full((1, HIDDEN), np.nan, np.float32))}, "finite"),
+        ([], {}, "empty", "prompt"),
+        ([1, VOCAB], {}, f"token id {VOCAB}", "prompt"),
+        ([1, -1], {}, "token id -1", "prompt"),
+        ([1.5], {}, "whole numbers", "prompt"),
+        (["a"], {}, "whole numbers", "prompt"),
+        ([[1]], {}, "whole numbers", "prompt"),
+        (prompt(32), {}, "max_model_len is 32", "prompt"),
+        (prompt(20), {"first_position": 12}, "from position 12", "prompt"),
+        ([1], {"first_position": -1}, "must not be negative", "first_position"),
+        ([1], {"params": SamplingParams(n=9)}, "max_num_seqs=8", "n"),
+        ([1], {"params": SamplingParams(stop_token_ids=[VOCAB])}, "stop_token_ids", "stop_token_ids"),
+        ([1], {"params": SamplingParams(logit_bias={VOCAB: 1})}, "logit_bias", "logit_bias"),
+        ([1], {"kind": RequestKind.SCORE}, "continuation is empty", "continuation"),
+        ([1], {"target_token_ids": [1]}, "score", "continuation"),
+        ([1], {"kind": RequestKind.ENCODE, "params": SamplingParams(n=2)}, "n=2", "n"),
+        ([1], {"priority": 101}, "priority is 101", "priority"),
+        ([1], {"priority": "urgent"}, "'high', 'normal', 'low'", "priority"),
+        (
+            [1],
+            {"embeds": PromptEmbeds(np.array([0]), np.zeros((1, 3), np.float32))},
+            "shape",
+            "prompt_embeds",
+        ),
+        (
+            [1],
+            {"embeds": PromptEmbeds(np.array([1]), np.zeros((1, HIDDEN), np.float32))},
+            "positions",
+            "prompt_embeds",
+        ),
+        (
+            [1],
+            {"embeds": PromptEmbeds(np.array([0]), np.full((1, HIDDEN), np.nan, np.float32))},
+            "finite",
+            "prompt_embeds",
+        ),
         (
             [1],
             {
@@ -243,12 +263,18 @@ def test_logprobs_of_the_sampled_and_the_best_tokens() -> None:
                 "params": SamplingParams(prompt_logprobs=1),
             },
             "prompt_logprobs",
+            "prompt_logprobs",
         ),
     ],
 )
-def test_what_can_never_run_is_refused(tokens: list[int], options: dict[str, object], message: str) -> None:
+def test_what_can_never_run_is_refused(
+    tokens: list[int], options: dict[str, object], message: str, param: str
+) -> None:
     engine = make_engine(max_model_len=32)
     options.setdefault("params", greedy(4))
+    with pytest.raises(RequestError, match=message) as caught:
+        engine.prepare_request("a", tokens, **options)  # type: ignore[arg-type]
+    assert caught.value.param == param
     with pytest.raises(RequestError, match=message):
         engine.add_request("a", tokens, **options)  # type: ignore[arg-type]
     assert_empty(engine)
@@ -263,6 +289,64 @@ def test_a_request_id_is_used_once_at_a_time() -> None:
     drain(engine)
     engine.add_request("a", prompt(3), greedy(2))
     drain(engine)
+
+
+def test_a_prepared_request_changes_nothing_until_it_is_admitted() -> None:
+    engine, together = make_engine(), make_engine()
+    sampled = SamplingParams(max_tokens=6, temperature=1.0, n=2)  # seeds are drawn in the order of admission
+    first, second = (engine.prepare_request(name, prompt(9), sampled) for name in "ab")
+    assert_empty(engine)
+    assert engine.step() == []
+    engine.admit(second)
+    engine.admit(first)
+    wanted = [together.add_request(name, prompt(9), sampled) for name in "ab"]
+    with pytest.raises(RequestError, match="already in use"):
+        engine.admit(engine.prepare_request("a", prompt(3), sampled))
+    drain(engine)
+    drain(together)
+    assert tokens_of([second, first]) == tokens_of(wanted)
+    with pytest.raises(RequestError, match="admitted before"):
+        engine.admit(first)
+    assert_empty(engine)
+
+
+def test_requests_can_be_prepared_in_other_threads_while_the_engine_runs() -> None:
+    engine = make_engine(40, max_model_len=60)
+    prompts = [prompt(3 + i % 20, i) for i in range(120)]
+    prepared: queue.SimpleQueue[Request] = queue.SimpleQueue()
+
+    def prepare(start: int) -> None:
+        for i in range(start, len(prompts), 3):
+            prepared.put(engine.prepare_request(str(i), prompts[i], greedy(5)))
+
+    threads = [threading.Thread(target=prepare, args=(start,)) for start in range(3)]
+    for thread in threads:
+        thread.start()
+    requests: list[Request] = []
+    while len(requests) < len(prompts) or engine.has_unfinished:
+        if len(requests) < len(prompts):
+            requests.append(prepared.get(timeout=60))
+            engine.admit(requests[-1])
+        engine.step()
+    for thread in threads:
+        thread.join()
+    requests.sort(key=lambda request: int(request.request_id))
+    assert tokens_of(requests) == tokens_of(generate(make_engine(200), prompts, greedy(5)))
+    assert_empty(engine)
+
+
+def test_a_context_that_is_evicted_after_the_request_was_prepared_is_refused() -> None:
+    engine = make_engine()
+    holder = engine.add_request("span", prompt(20), greedy(1), kind=RequestKind.SPAN)
+    drain_holding(engine)
+    assert holder.span is not None
+    request = engine.prepare_request("a", prompt(3), greedy(2), context=[holder.span])
+    engine.cache.release(holder.span)
+    engine.cache.clear()
+    with pytest.raises(RequestError, match="no longer in the cache") as caught:
+        engine.admit(request)
+    assert caught.value.param == "context"
+    assert_empty(engine)
 
 
 def test_a_model_length_beyond_the_memory_is_refused() -> None:

@@ -7,17 +7,19 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from random import Random
+from typing import TypedDict, Unpack
 
 from vglm.decode.sampling_params import SamplingParams
 from vglm.engine.block_manager import BlockManager
 from vglm.engine.block_pool import BlockPool
-from vglm.engine.intake import check_request, make_sequences
+from vglm.engine.intake import check_context, check_request, make_sequences, number_sequences
 from vglm.engine.metrics import EngineMetrics, EngineStats
 from vglm.engine.request import PromptEmbeds, Request, RequestKind, Sequence, Status, TokenHook
 from vglm.engine.results import take_over
 from vglm.engine.scheduler import Scheduled, Scheduler, SchedulerConfig
 from vglm.engine.span_cache import Span, SpanCache, SpanKeys
 from vglm.engine.step import Executor, RowKind, StepBatch, StepBuilder, StepResult
+from vglm.engine.waiting import parse_priority
 from vglm.errors import ConfigError, RequestError
 
 
@@ -32,6 +34,18 @@ class EngineConfig(SchedulerConfig):
     kv_cache_dtype: str = "bf16"
     enable_prefix_caching: bool = True
     seed: int = 0
+
+
+class RequestOptions(TypedDict, total=False):
+    """What `EngineCore.prepare_request` takes besides the prompt and the sampling parameters."""
+
+    kind: RequestKind
+    priority: int | str
+    target_token_ids: Seq[int]
+    embeds: PromptEmbeds | None
+    context: Seq[Span]
+    first_position: int
+    on_token: TokenHook | None
 
 
 class EngineCore:
@@ -75,48 +89,75 @@ class EngineCore:
         request_id: str,
         prompt_token_ids: Seq[int],
         params: SamplingParams,
+        **options: Unpack[RequestOptions],
+    ) -> Request:
+        """Queue a request: `prepare_request` and `admit` in one."""
+        request = self.prepare_request(request_id, prompt_token_ids, params, **options)
+        self.admit(request)
+        return request
+
+    def prepare_request(
+        self,
+        request_id: str,
+        prompt_token_ids: Seq[int],
+        params: SamplingParams,
         *,
         kind: RequestKind = RequestKind.GENERATE,
-        priority: int = 0,
+        priority: int | str = 0,
         target_token_ids: Seq[int] = (),
         embeds: PromptEmbeds | None = None,
         context: Seq[Span] = (),
         first_position: int = 0,
         on_token: TokenHook | None = None,
     ) -> Request:
-        """Queue a request. Raises RequestError, and changes nothing, when it is malformed or can never fit.
+        """Check a request and make its sequences; the engine knows nothing of it before `admit`.
 
-        `target_token_ids`: the continuation of a SCORE request. `context`: cached spans, held by the caller
-        until this returns and by the request afterwards. `on_token`: called with every new token but a stop
-        token; a string ends the sequence with that stop string. Lower `priority` runs first.
+        May be called in any thread while the engine runs. Raises RequestError, with `param` where one
+        parameter is at fault, when the request is malformed or can never fit.
+
+        `priority`: see `parse_priority`; lower runs first. `target_token_ids`: the continuation of a SCORE
+        request. `context`: cached spans, held by the caller until `admit` returns and by the request
+        afterwards. `on_token`: called with every new token but a stop token; a string ends the sequence
+        with that stop string.
         """
-        self._recover_if_interrupted()
-        if request_id in self.requests:
-            raise RequestError(f"request id {request_id!r} is already in use; choose another")
         request = Request(
             request_id,
             list(prompt_token_ids),
             params,
             kind,
-            priority,
-            self._num_arrivals,
-            list(target_token_ids),
-            embeds,
-            tuple(context),
-            first_position,
-            on_token,
+            parse_priority(priority),
+            target_token_ids=list(target_token_ids),
+            embeds=embeds,
+            context=tuple(context),
+            first_position=first_position,
+            on_token=on_token,
+            arrival_time=time.perf_counter(),
         )
         check_request(request, self.config, self.cache)
+        make_sequences(request, self.config, self.cache)
+        return request
+
+    def admit(self, request: Request) -> None:
+        """Queue a prepared request, once. Raises RequestError, and changes nothing, when its id is in use or
+        a span of its context has left the cache since it was prepared.
+        """
+        self._recover_if_interrupted()
+        if request.request_id in self.requests:
+            raise RequestError(
+                f"request id {request.request_id!r} is already in use; choose another", "request_id"
+            )
+        if request.queued_time:
+            raise RequestError(f"request {request.request_id!r} has been admitted before; prepare a new one")
+        check_context(request, self.cache)
         self._changing = True
-        make_sequences(request, self.config, self.cache, self._random)
+        number_sequences(request, self._num_arrivals, self._random.getrandbits(64))
         self._num_arrivals += 1
-        request.arrival_time = time.perf_counter()
+        request.queued_time = time.perf_counter()
         for sequence in request.sequences:
             self.blocks.hold_context(sequence)
-        self.requests[request_id] = request
+        self.requests[request.request_id] = request
         self.scheduler.add(request.sequences[0])
         self._changing = False
-        return request
 
     def abort(self, request_id: str) -> bool:
         """End a request where it is; False when it is not (or no longer) in the engine."""

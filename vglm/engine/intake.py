@@ -1,8 +1,11 @@
-"""What happens to a request before it is queued: checked, its parameters resolved, its sequences made."""
+"""What happens to a request before it is queued: checked, its parameters resolved, its sequences made.
+
+Everything but `number_sequences` looks only at the request, the configuration and immutable spans, so a
+server can do it in any thread.
+"""
 
 from __future__ import annotations
 
-from random import Random
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,33 +23,40 @@ FIRST_CAPACITY = 256  # output tokens that a sequence has room for before its ar
 def check_request(request: Request, config: EngineConfig, cache: SpanCache) -> None:
     """Raises RequestError when the request is malformed or could never run."""
     if request.first_position < 0:
-        raise RequestError(f"first_position is {request.first_position}; it must not be negative")
+        raise RequestError(
+            f"first_position is {request.first_position}; it must not be negative", "first_position"
+        )
     _check_tokens("prompt", request.prompt_token_ids, config.vocab_size)
     if request.kind is RequestKind.SCORE:
         _check_tokens("continuation", request.target_token_ids, config.vocab_size)
     elif request.target_token_ids:
-        raise RequestError(f"target tokens are for score requests, this is a {request.kind.value} request")
+        raise RequestError(
+            f"target tokens are for score requests, this is a {request.kind.value} request", "continuation"
+        )
     request.params.check_vocabulary(config.vocab_size)
     if request.params.n > config.max_num_seqs:
         raise RequestError(
-            f"n={request.params.n} needs more sequences at once than max_num_seqs={config.max_num_seqs}"
+            f"n={request.params.n} needs more sequences at once than max_num_seqs={config.max_num_seqs}",
+            "n",
         )
     if request.params.n > 1 and request.kind is not RequestKind.GENERATE:
-        raise RequestError(f"n={request.params.n} makes no sense for a {request.kind.value} request")
+        raise RequestError(f"n={request.params.n} makes no sense for a {request.kind.value} request", "n")
     _check_embeds(request, config)
     _check_length(request, config, cache)
 
 
 def _check_tokens(what: str, tokens: list[int], vocab_size: int) -> None:
     if not tokens:
-        raise RequestError(f"the {what} is empty; give at least one token")
+        raise RequestError(f"the {what} is empty; give at least one token", what)
     array = np.asarray(tokens)
     if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise RequestError(f"the {what} must be a list of whole numbers, the token ids")
+        raise RequestError(f"the {what} must be a list of whole numbers, the token ids", what)
     lowest, highest = int(array.min()), int(array.max())
     if lowest < 0 or highest >= vocab_size:
         wrong = lowest if lowest < 0 else highest
-        raise RequestError(f"the {what} has token id {wrong}; the vocabulary has ids 0 to {vocab_size - 1}")
+        raise RequestError(
+            f"the {what} has token id {wrong}; the vocabulary has ids 0 to {vocab_size - 1}", what
+        )
 
 
 def _check_embeds(request: Request, config: EngineConfig) -> None:
@@ -57,19 +67,24 @@ def _check_embeds(request: Request, config: EngineConfig) -> None:
     if rows.shape != (len(positions), config.hidden_size):
         raise RequestError(
             f"prompt embeddings have shape {rows.shape}; {len(positions)} positions of this model need "
-            f"({len(positions)}, {config.hidden_size})"
+            f"({len(positions)}, {config.hidden_size})",
+            "prompt_embeds",
         )
     ascending = np.all(np.diff(positions) > 0)
     if len(positions) and not (
         ascending and positions[0] >= 0 and positions[-1] < len(request.prompt_token_ids)
     ):
         raise RequestError(
-            f"prompt embedding positions must ascend within 0 to {len(request.prompt_token_ids) - 1}"
+            f"prompt embedding positions must ascend within 0 to {len(request.prompt_token_ids) - 1}",
+            "prompt_embeds",
         )
     if not np.isfinite(rows).all():
-        raise RequestError("prompt embeddings must be finite numbers")
+        raise RequestError("prompt embeddings must be finite numbers", "prompt_embeds")
     if request.params.prompt_logprobs is not None:
-        raise RequestError("prompt_logprobs cannot be given for a prompt with embeddings in place of tokens")
+        raise RequestError(
+            "prompt_logprobs cannot be given for a prompt with embeddings in place of tokens",
+            "prompt_logprobs",
+        )
 
 
 def _check_length(request: Request, config: EngineConfig, cache: SpanCache) -> None:
@@ -80,15 +95,24 @@ def _check_length(request: Request, config: EngineConfig, cache: SpanCache) -> N
         start = f" from position {request.first_position}" if request.first_position else ""
         raise RequestError(
             f"the request needs {wanted} tokens{start} (prompt of {num_prompt}), but max_model_len is "
-            f"{config.max_model_len}; shorten it or raise max_model_len"
+            f"{config.max_model_len}; shorten it or raise max_model_len",
+            "prompt",
         )
-    if any(cache.get(span.key) is not span for span in request.context):
-        raise RequestError("a span of the context is no longer in the cache; hold spans until they are used")
+    check_context(request, cache)
     room = _room(request, cache)
     if wanted > room:
         raise RequestError(
             f"the request needs {wanted} tokens, but its context leaves room for {room} in the KV cache; "
-            "raise kv_cache_memory"
+            "raise kv_cache_memory",
+            "prompt",
+        )
+
+
+def check_context(request: Request, cache: SpanCache) -> None:
+    """Raises RequestError when a span of the context has left the cache."""
+    if any(cache.get(span.key) is not span for span in request.context):
+        raise RequestError(
+            "a span of the context is no longer in the cache; hold spans until they are used", "context"
         )
 
 
@@ -98,7 +122,7 @@ def _room(request: Request, cache: SpanCache) -> int:
     return (cache.pool.num_blocks - context) * cache.pool.block_size
 
 
-def make_sequences(request: Request, config: EngineConfig, cache: SpanCache, random: Random) -> None:
+def make_sequences(request: Request, config: EngineConfig, cache: SpanCache) -> None:
     """Resolve the request's parameters and make its n sequences; sequence 0 computes the prompt for all."""
     params = request.params
     request.stop_ids = params.stop_ids | (
@@ -112,17 +136,24 @@ def make_sequences(request: Request, config: EngineConfig, cache: SpanCache, ran
     if request.kind is RequestKind.SCORE:
         request.num_prompt_logprobs = max(0, request.num_prompt_logprobs)
     request.plain = not (params.logit_bias or params.min_tokens or params.needs_penalties)
-    drawn = random.getrandbits(64)
     known = request.prompt_token_ids + request.target_token_ids
     num_tokens = len(known) - bool(request.target_token_ids)  # the last target is predicted, never computed
     tokens = np.zeros(len(known) + min(request.max_tokens, FIRST_CAPACITY), np.int32)
     tokens[: len(known)] = known
     for index in range(params.n):
-        sequence = Sequence(request, index, tokens.copy(), num_tokens, params.seed_for(index, drawn))
+        sequence = Sequence(request, index, tokens.copy(), num_tokens)
         if index:
             sequence.status = Status.FORKING
         request.sequences.append(sequence)
     request.forks = request.sequences[1:]
+
+
+def number_sequences(request: Request, arrival: int, drawn: int) -> None:
+    """Give an admitted request its place in line, and a random seed if it brings none."""
+    request.arrival = arrival
+    for sequence in request.sequences:
+        sequence.order = (request.priority, arrival, sequence.index)
+        sequence.seed = request.params.seed_for(sequence.index, drawn)
 
 
 def _or_none(count: int | None) -> int:

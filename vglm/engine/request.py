@@ -104,10 +104,10 @@ class Sequence:
         "shared_tail", "slot", "status", "stop_reason", "tokens", "wanted_from",
     )  # fmt: skip
 
-    def __init__(self, request: Request, index: int, tokens: IntArray, num_tokens: int, seed: int) -> None:
+    def __init__(self, request: Request, index: int, tokens: IntArray, num_tokens: int) -> None:
         self.request = request
         self.index = index
-        self.seed = seed
+        self.seed = 0  # set, with `order`, when the request is admitted
         self.order = (request.priority, request.arrival, index)
         self.status = Status.WAITING
         self.slot = -1
@@ -218,6 +218,7 @@ class Request:
     num_cached_tokens: int = 0
     # times
     arrival_time: float = 0.0
+    queued_time: float = 0.0  # when the engine took it
     scheduled_time: float = 0.0
     first_token_time: float = 0.0
     finished_time: float = 0.0
