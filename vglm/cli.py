@@ -11,6 +11,9 @@ import typer
 from typer.core import TyperGroup
 
 from vglm import cli_options as opt
+from vglm.cli_bench import bench
+from vglm.cli_serve import EPILOG as serve_epilog
+from vglm.cli_serve import serve
 from vglm.errors import VGLMError
 
 INTERRUPTED = 130
@@ -251,13 +254,8 @@ def demo(ctx: typer.Context) -> None:
     run()
 
 
-def _add_bench() -> None:
-    from vglm.cli_bench import bench
-
-    app.add_typer(bench, name="bench")
-
-
-_add_bench()
+app.command(epilog=serve_epilog)(serve)
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:

@@ -32,8 +32,13 @@ def is_single(prompts: object) -> bool:
     return isinstance(prompts, Sequence) and len(prompts) > 0 and _is_id(prompts[0])
 
 
-def encode_prompts(prompts: Prompt | Sequence[Prompt], tokenizer: Tokenizer) -> list[EncodedPrompt]:
-    """Tokens of one or many prompts; texts are encoded together. Raises RequestError that names the bad prompt."""
+def encode_prompts(
+    prompts: Prompt | Sequence[Prompt], tokenizer: Tokenizer, add_special: bool = True
+) -> list[EncodedPrompt]:
+    """Tokens of one or many prompts; texts are encoded together, `add_special` with what the model puts around them.
+
+    Raises RequestError that names the bad prompt.
+    """
     many: Sequence[Any] = [prompts] if is_single(prompts) else prompts  # type: ignore[assignment]
     if not isinstance(many, Sequence) or isinstance(many, (bytes, bytearray)):
         raise RequestError(
@@ -41,7 +46,7 @@ def encode_prompts(prompts: Prompt | Sequence[Prompt], tokenizer: Tokenizer) -> 
         )
     texts = [_text(prompt, i) for i, prompt in enumerate(many)]
     encoded = iter(
-        tokenizer.encode_batch([t for t in texts if t is not None])
+        tokenizer.encode_batch([t for t in texts if t is not None], add_special)
         if any(t is not None for t in texts)
         else []
     )

@@ -1,0 +1,12 @@
+"""The server: HTTP in front of one engine thread.
+
+server          listening, signals, draining: `vglm serve`
+app             what answers which path, and what stands around it
+serving         what every endpoint shares: model, engine thread, admission
+engine_thread   the thread that owns the engine
+streams         what a request has produced and nobody has taken yet
+sse             a stream as server-sent events
+schemas         every request and response body
+completions, chat, responses, embeddings, tokens, info   the endpoints
+auth, limits, admission, logs, tracing, metrics          operations
+"""

@@ -1,0 +1,141 @@
+"""What several bodies share: numbers, sampling parameters, usage."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from vglm.decode.sampling_params import SamplingParams
+
+MAX_N = 1024
+MAX_INT32 = 2**31 - 1
+
+
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 16.0 is a whole one."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Int = Annotated[int, BeforeValidator(_whole)]
+Count = Annotated[Int, Field(ge=1, le=MAX_INT32)]
+TokenId = Annotated[Int, Field(ge=0, le=MAX_INT32)]
+Stop = str | Annotated[list[str], Field(max_length=64)] | None
+
+
+class Body(BaseModel):
+    """Base of every request body: types are not converted, unknown fields are let through."""
+
+    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+
+
+class Answer(BaseModel):
+    """Base of every response body."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+
+class StreamOptions(Body):
+    """What a stream says besides its increments."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class SamplingFields(Body):
+    """Sampling parameters of completions and chat completions."""
+
+    n: Annotated[Int, Field(ge=1, le=MAX_N)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: Annotated[Int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: Stop = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    user: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    # beyond OpenAI, with vLLM's names
+    top_k: Annotated[Int, Field(ge=-1, le=MAX_INT32)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    min_tokens: Annotated[Int, Field(ge=0, le=MAX_INT32)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=1024)] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    prompt_logprobs: Annotated[Int, Field(ge=-1, le=MAX_INT32)] | None = None
+    return_tokens_as_token_ids: bool | None = None
+    return_token_ids: bool | None = None
+    priority: Annotated[Int, Field(ge=-100, le=100)] | Literal["high", "normal", "low"] | None = None
+
+    def sampling_params(self, **fields: Any) -> SamplingParams:
+        """The engine's parameters: what was given here, and `fields` of the particular body.
+
+        Raises RequestError that names the parameter.
+        """
+        given = {name: getattr(self, name) for name in _COPIED}
+        if self.logit_bias is not None:
+            given["logit_bias"] = token_biases(self.logit_bias)
+        given.update(fields)
+        return SamplingParams(**{name: value for name, value in given.items() if value is not None})
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with the usage."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def wants_continuous_usage(self) -> bool:
+        """Whether every chunk of a stream has the usage so far."""
+        return self.wants_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+
+_COPIED = (
+    "n", "temperature", "top_p", "seed", "stop", "presence_penalty", "frequency_penalty", "top_k", "min_p",
+    "repetition_penalty", "min_tokens", "stop_token_ids", "include_stop_str_in_output", "ignore_eos",
+    "skip_special_tokens", "prompt_logprobs",
+)  # fmt: skip
+
+
+def token_biases(biases: dict[str, float]) -> dict[int, float]:
+    """logit_bias with its keys, which JSON makes text, as token ids. Raises RequestError."""
+    from vglm.errors import RequestError
+
+    out = {}
+    for key, bias in biases.items():
+        if not (key.isascii() and key.isdecimal() and len(key) <= 10):
+            raise RequestError(f"logit_bias has the key {key[:40]!r}; keys are token ids", "logit_bias")
+        out[int(key)] = float(bias)
+    return out
+
+
+class PromptTokensDetails(Answer):
+    """What the prompt's tokens cost."""
+
+    cached_tokens: int = 0
+
+
+class Usage(Answer):
+    """Tokens of a request."""
+
+    prompt_tokens: int
+    completion_tokens: int = 0
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | None = None
+
+
+class ErrorDetail(Answer):
+    """What was wrong."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorAnswer(Answer):
+    """The body of every answer that is not a success."""
+
+    error: ErrorDetail

@@ -1,0 +1,67 @@
+"""Bodies of /v1/completions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from vglm.serve.schemas.common import Answer, Int, SamplingFields, TokenId, Usage
+
+TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+Prompt = (
+    str
+    | TokenIds
+    | Annotated[list[str], Field(min_length=1, max_length=4096)]
+    | Annotated[list[TokenIds], Field(min_length=1, max_length=4096)]
+)
+
+
+class CompletionRequest(SamplingFields):
+    """Complete a prompt, or several."""
+
+    model: str | None = None
+    prompt: Prompt
+    max_tokens: Annotated[Int, Field(ge=0, le=2**31 - 1)] | None = None
+    echo: bool | None = None
+    logprobs: Annotated[Int, Field(ge=0, le=2**31 - 1)] | None = None
+    best_of: Annotated[Int, Field(ge=1, le=1024)] | None = None
+    suffix: str | None = None
+    add_special_tokens: bool | None = None
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"prompt": "The capital of France is", "max_tokens": 8}}
+    )
+
+
+class CompletionLogprobs(Answer):
+    """Log-probabilities of a completion's tokens."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
+    text_offset: list[int]
+
+
+class CompletionChoice(Answer):
+    """One completion."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    prompt_logprobs: list[dict[str, Any] | None] | None = None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+
+
+class CompletionAnswer(Answer):
+    """The answer, or one chunk of a streamed one."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None

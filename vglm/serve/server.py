@@ -1,0 +1,142 @@
+"""Listening, signals and draining: what stands between `vglm serve` and the application."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import resource
+import signal
+import socket
+import sys
+import time
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from vglm.errors import ConfigError
+from vglm.llm import LLM
+from vglm.serve.app import create_app
+from vglm.serve.options import ServeOptions
+from vglm.serve.serving import Serving
+
+log = logging.getLogger("vglm.serve")
+
+BACKLOG = 4096  # connections that the kernel holds until they are accepted
+SWITCH_INTERVAL = 0.0005  # seconds that one thread may keep another from the interpreter; by default ten times that
+INTERRUPTED = 130
+
+
+def serve(model: str, engine: dict[str, Any], options: ServeOptions) -> int:
+    """Load a model and serve it until a signal ends it; returns the exit status.
+
+    SIGTERM and SIGINT let the requests in flight finish (new ones get 503); a second one ends at once. Raises ModelError and
+    ConfigError for what cannot be loaded or listened on.
+    """
+    started = time.perf_counter()
+    listener = listen(options)
+    raise_file_limit(options.max_connections + 64)
+    llm = LLM(model, **engine)
+    _ = llm.tokenizer  # read before the first request needs it
+    serving = Serving(llm, options)
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    gc.collect()
+    gc.freeze()  # what has been loaded stays: the collector need not look at it again
+    server = Server(serving, url_of(listener, options), started)
+    server.run(sockets=[listener])
+    return INTERRUPTED if server.interrupted else 0
+
+
+class Server(uvicorn.Server):
+    """uvicorn with a drain before its shutdown."""
+
+    def __init__(self, serving: Serving, url: str, started: float) -> None:
+        config = uvicorn.Config(
+            create_app(serving),
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            backlog=BACKLOG,
+            server_header=False,
+            timeout_graceful_shutdown=5,
+        )
+        super().__init__(config)
+        self.interrupted = False
+        self._serving = serving
+        self._url = url
+        self._begun = started
+        self._drain: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept connections."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        if self.started:
+            seconds = time.perf_counter() - self._begun
+            names = ", ".join(self._serving.model_names)
+            print(f"serving {names} at {self._url} (ready in {seconds:.2f} s; Ctrl-C ends it)", flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains, the next one ends at once."""
+        self.interrupted = self.interrupted or sig == signal.SIGINT
+        if self._serving.draining or self._loop is None:
+            self.should_exit = self.force_exit = True
+            return
+        self._serving.draining = True
+        self._loop.call_soon_threadsafe(self._begin_drain)
+
+    def _begin_drain(self) -> None:
+        self._drain = asyncio.ensure_future(self._drained())
+
+    async def _drained(self) -> None:
+        serving = self._serving
+        if serving.num_active:
+            log.info("draining: %d requests in flight; a second signal ends them", serving.num_active)
+        if not await serving.wait_idle(serving.options.drain_timeout):
+            log.warning("the drain's deadline has passed: %d requests are ended", serving.num_active)
+            serving.abort_all()
+            await serving.wait_idle(1.0)
+        self.should_exit = True
+
+
+def listen(options: ServeOptions) -> socket.socket:
+    """The listening socket. Raises ConfigError when the address cannot be had."""
+    try:
+        if options.uds is not None:
+            options.uds.unlink(missing_ok=True)
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            listener.bind(str(options.uds))
+        else:
+            family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+            listener = socket.socket(family, socket.SOCK_STREAM)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((options.host, options.port))
+    except OSError as error:
+        where = options.uds or f"{options.host}:{options.port}"
+        raise ConfigError(
+            f"cannot listen on {where}: {error.strerror or error}; choose another --port"
+        ) from error
+    listener.set_inheritable(True)
+    return listener
+
+
+def url_of(listener: socket.socket, options: ServeOptions) -> str:
+    """Where clients find the server."""
+    if options.uds is not None:
+        return f"unix:{options.uds}"
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def raise_file_limit(wanted: int) -> None:
+    """Allow as many open files as connections need, as far as the system lets us."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    if limit < wanted:
+        log.warning("open files are limited to %d (ulimit -n), so at most that many connections", limit)

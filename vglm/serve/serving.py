@@ -1,0 +1,224 @@
+"""What every endpoint shares: the model, the engine thread, admission, and the way of a request through them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from vglm.decode.detokenizer import Detokenizer
+from vglm.decode.sampling_params import SamplingParams
+from vglm.engine.request import Request, RequestKind, TokenHook
+from vglm.errors import RequestError
+from vglm.prompts import EncodedPrompt, encode_prompts
+from vglm.serve.engine_thread import EngineThread
+from vglm.serve.errors import ApiError
+from vglm.serve.options import ServeOptions
+from vglm.serve.schemas.common import SamplingFields
+from vglm.serve.sse import EventStream, cancelled_on_disconnect
+from vglm.serve.streams import Increment, Stream, TextHook
+
+if TYPE_CHECKING:
+    from vglm.llm import LLM
+
+OFFLOAD_ABOVE = 4096  # characters of text whose tokenising would hold up the event loop
+T = TypeVar("T")
+
+
+class ClientGoneError(ApiError):
+    """Nobody waits for the answer any more."""
+
+    def __init__(self) -> None:
+        super().__init__(499, "the client has closed the connection")
+
+
+class Serving:
+    """One model behind one server. Everything here runs in the event loop."""
+
+    def __init__(self, llm: LLM, options: ServeOptions) -> None:
+        self.llm = llm
+        self.options = options
+        self.engine = EngineThread(llm.engine)
+        self.model_names = options.served_model_names or (llm.model,)
+        self.started = time.time()
+        self.draining = False  # no request is taken any more
+        self._active: set[Stream] = set()
+        self._idle = asyncio.Event()
+        self._ids = itertools.count()
+        self._run = secrets.token_hex(4)  # so that ids of two runs of the server differ
+
+    def request_id(self, http: HttpRequest) -> str:
+        """The id of an HTTP request: the client's own, or one that the access log has made."""
+        known: str | None = getattr(http.state, "request_id", None)
+        return known or f"{self._run}{next(self._ids):08x}"
+
+    def check_model(self, name: str | None) -> str:
+        """The served name of the model that a client asks for. Raises ApiError (404)."""
+        if not name:
+            return self.model_names[0]
+        if name not in self.model_names:
+            known = ", ".join(self.model_names)
+            raise ApiError(
+                404, f"there is no model {name!r}; there is {known}", param="model", code="model_not_found"
+            )
+        return name
+
+    # ---- prompts ------------------------------------------------------------------------------------------
+
+    async def encode(
+        self, prompts: Any, param: str = "prompt", add_special: bool = True
+    ) -> list[EncodedPrompt]:
+        """Prompts (text, token ids, or a list of either) as tokens. Raises ApiError that names `param`."""
+        try:
+            return await offload(_size(prompts), encode_prompts, prompts, self.llm.tokenizer, add_special)
+        except RequestError as error:
+            raise ApiError(400, str(error), param=param) from error
+
+    async def request_options(self, body: SamplingFields) -> dict[str, Any]:
+        """What a body says about a request besides its prompt and sampling."""
+        return {"priority": body.priority or 0}
+
+    # ---- generation ---------------------------------------------------------------------------------------
+
+    def generation(
+        self,
+        http: HttpRequest,
+        prompts: Sequence[EncodedPrompt],
+        params: SamplingParams | Sequence[SamplingParams],
+        *,
+        stream: bool,
+        kind: RequestKind = RequestKind.GENERATE,
+        targets: Sequence[Sequence[int]] = (),
+        **options: Any,
+    ) -> Stream:
+        """The stream of one HTTP request's prompts, checked and not yet begun.
+
+        `targets`: the continuation of each prompt, for SCORE requests. `options` go to `EngineCore.prepare_request`.
+        Raises RequestError when one of them cannot be served.
+        """
+        request_id = self.request_id(http)
+        requests: list[Request] = []
+        detokenizers: list[list[Detokenizer]] = []
+        for i, prompt in enumerate(prompts):
+            own = params if isinstance(params, SamplingParams) else params[i]
+            self._check_n(own.n)
+            of_prompt = [Detokenizer(self.llm.tokenizer, prompt.token_ids, own) for _ in range(own.n)]
+            hook: TokenHook | None = TextHook(of_prompt) if own.stop_strings else None
+            requests.append(
+                self.llm.engine.prepare_request(
+                    f"{request_id}-{next(self._ids)}",
+                    prompt.token_ids,
+                    own,
+                    kind=kind,
+                    target_token_ids=targets[i] if targets else (),
+                    embeds=prompt.embeds,
+                    on_token=hook,
+                    **options,
+                )
+            )
+            detokenizers.append(of_prompt)
+        most = None if self.options.coalesce else 1
+        return Stream(requests, detokenizers, incremental=stream, most=most)
+
+    def _check_n(self, n: int) -> None:
+        most = self.llm.options.max_num_seqs
+        if n > most:
+            raise RequestError(f"n is {n}, but this server runs at most {most} sequences at once", "n")
+
+    def submit(self, http: HttpRequest, stream: Stream) -> Callable[[], None]:
+        """Hand a stream to the engine. Returns what must be called when its answer has ended.
+
+        Raises ApiError (429, 503) when there is no room, and EngineDeadError.
+        """
+        if self.draining:
+            raise ApiError(503, "the server is shutting down", headers={"retry-after": "10"})
+        self.engine.submit(stream)
+        self._active.add(stream)
+        return lambda: self._close(stream)
+
+    def _close(self, stream: Stream) -> None:
+        self._active.discard(stream)
+        if not self._active:
+            self._idle.set()
+
+    @property
+    def num_active(self) -> int:
+        """Answers that are not complete."""
+        return len(self._active)
+
+    async def wait_idle(self, timeout: float) -> bool:
+        """Whether every answer is complete within `timeout` seconds."""
+        if self._active:
+            self._idle.clear()
+            try:
+                await asyncio.wait_for(self._idle.wait(), timeout)
+            except TimeoutError:
+                return False
+        return True
+
+    def abort_all(self) -> None:
+        """End every request."""
+        for stream in list(self._active):
+            self.engine.abort(stream)
+
+    async def complete(self, http: HttpRequest, stream: Stream) -> list[Increment]:
+        """Run a stream to its end, or abort it when its client goes away (ClientGoneError)."""
+
+        def cancel() -> None:
+            self.engine.abort(stream)
+
+        close = self.submit(http, stream)
+        try:
+            async with cancelled_on_disconnect(http.receive, cancel):
+                increments = await stream.complete()
+        finally:
+            cancel()
+            close()
+        if stream.aborted:
+            raise ClientGoneError
+        return increments
+
+    def respond(
+        self,
+        http: HttpRequest,
+        stream: Stream,
+        events: AsyncGenerator[bytes, None],
+        error_event: Callable[[ApiError], bytes] | None = None,
+    ) -> EventStream:
+        """Run a stream and answer with the events that are made of it."""
+        close = self.submit(http, stream)
+        return EventStream(events, lambda: self.engine.abort(stream), close, error_event)
+
+
+def of(http: HttpRequest) -> Serving:
+    """The serving of the app that an HTTP request has come to."""
+    serving: Serving = http.app.state.serving
+    return serving
+
+
+def answer(body: BaseModel, status: int = 200) -> Response:
+    """A body as the answer: what was given to it, nulls included, and nothing else."""
+    return Response(body.model_dump_json(exclude_unset=True), status, media_type="application/json")
+
+
+async def offload(size: int, function: Callable[..., T], *args: Any) -> T:
+    """Call a function here, or in another thread when there is much to do."""
+    if size <= OFFLOAD_ABOVE:
+        return function(*args)
+    return await asyncio.to_thread(function, *args)
+
+
+def _size(prompts: Any) -> int:
+    """Characters of a prompt, or of all prompts of a list."""
+    if isinstance(prompts, str):
+        return len(prompts)
+    return (
+        sum(len(prompt) for prompt in prompts if isinstance(prompt, str)) if isinstance(prompts, list) else 0
+    )
