@@ -205,6 +205,7 @@ class EngineCore:
         self._changing = False
         metrics = self.metrics
         metrics.num_steps += 1
+        metrics.iteration_tokens.observe(len(batch.token_ids))
         metrics.schedule_time += built - started
         metrics.execute_time += executed - built
         metrics.apply_time += time.perf_counter() - executed
@@ -240,9 +241,7 @@ class EngineCore:
 
     def _count_finished(self, request: Request, reason: str) -> None:
         request.finished_time = time.perf_counter()
-        self.metrics.e2e_request_latency.observe(request.finished_time - request.arrival_time)
-        counts = self.metrics.requests_finished
-        counts[reason] = counts.get(reason, 0) + 1
+        self.metrics.count_finished(request, reason)
 
     def _end(self, request: Request, reason: str, error: str | None = None) -> None:
         was_changing, self._changing = self._changing, True

@@ -61,6 +61,7 @@ def _count_prefill(engine: EngineCore, sequence: Sequence, num_tokens: int, star
     request = sequence.request
     if not request.scheduled_time:
         request.scheduled_time = started
+        engine.metrics.prompt_tokens_cached += request.num_cached_tokens
         engine.metrics.request_queue_time.observe(started - request.arrival_time)
 
 
