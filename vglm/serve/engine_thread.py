@@ -146,19 +146,19 @@ class EngineThread:
         if stream.aborted:
             return
         for request in stream.requests:
-            self._streams[request.request_id] = stream
-        for request in stream.requests:
             try:
                 self.engine.admit(request)
             except Exception as error:
                 request.error = str(error)
                 self._abort(stream)
                 return
+            self._streams[request.request_id] = stream
 
     def _abort(self, stream: Stream) -> None:
         for request in stream.requests:
-            self.engine.abort(request.request_id)
-            self._streams.pop(request.request_id, None)
+            if self._streams.get(request.request_id) is stream:
+                self.engine.abort(request.request_id)
+                del self._streams[request.request_id]
         self._tell([stream])
 
     def _publish(self, updated: list[Request]) -> None:

@@ -126,6 +126,11 @@ class Stream:
         return all(request.finished for request in self.requests)
 
     @property
+    def over(self) -> bool:
+        """Whether nothing more will come."""
+        return self.aborted or all(request.finished or request.error for request in self.requests)
+
+    @property
     def num_output_tokens(self) -> int:
         """Tokens generated so far."""
         return sum(len(lane.sequence.output_token_ids) for lane in self._lanes)
@@ -156,7 +161,7 @@ class Stream:
     async def increments(self) -> AsyncIterator[list[Increment]]:
         """The news, as often as the reader asks and there is some. Raises VGLMError when a request fails."""
         while True:
-            over = self.finished or self.aborted  # before taking: what was produced until then is taken
+            over = self.over  # before taking: what was produced until then is taken
             self.raise_failed()
             if news := self.take():
                 yield news
@@ -172,7 +177,7 @@ class Stream:
 
     async def complete(self) -> list[Increment]:
         """Wait for the end and return each completion as one increment. Raises VGLMError when a request fails."""
-        while not (self.finished or self.aborted):
+        while not self.over:
             await self.wait()
         self.raise_failed()
         return self.take()
