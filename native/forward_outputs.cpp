@@ -18,6 +18,7 @@ void Pass::outputs() {
   work_.last.reserve((int64_t)most * stride_);
   work_.shared.hidden_buffer.reserve(w.type, most, w.k);
   work_.samplers.resize((size_t)threads_);
+  for (auto& sampler : work_.samplers) sampler.reserve(spec_.vocab);  // threads must not run out of memory
   for (int first = 0; first < batch_.outputs; first += kLogitRows) {
     const int n = std::min(kLogitRows, batch_.outputs - first);
     bool logits = false;
