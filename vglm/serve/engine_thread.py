@@ -13,7 +13,7 @@ from typing import TypeVar
 from vglm.engine.core import EngineCore
 from vglm.engine.request import Request
 from vglm.errors import VGLMError
-from vglm.serve.streams import Stream
+from vglm.serve.streams import AbortedError, Stream
 
 log = logging.getLogger("vglm.engine")
 
@@ -68,10 +68,10 @@ class EngineThread:
         """Hand over the stream's requests. Raises EngineDeadError when nobody would work on them."""
         self._hand_over(lambda: self._admit(stream))
 
-    def abort(self, stream: Stream) -> None:
-        """End the stream's requests before the next step."""
-        if not stream.aborted and not stream.finished:
-            stream.aborted = True
+    def abort(self, stream: Stream, error: AbortedError) -> None:
+        """End the stream's requests before the next step; its reader gets the error. Nothing when they have ended."""
+        if stream.aborted is None and not stream.finished:
+            stream.aborted = error
             stream.alert()
             if not self._closed:
                 self._commands.put(lambda: self._abort(stream))
@@ -143,7 +143,7 @@ class EngineThread:
 
     def _admit(self, stream: Stream) -> None:
         """Start a stream's requests, unless their client has gone already."""
-        if stream.aborted:
+        if stream.aborted is not None:
             return
         for request in stream.requests:
             try:

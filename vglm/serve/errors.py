@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from vglm.errors import RequestError, VGLMError
+from vglm.serve.streams import AbortedError
 
 _TYPES = {
     400: "invalid_request_error",
@@ -68,6 +69,8 @@ def as_api_error(error: Exception) -> ApiError:
             return error
         case RequestError():
             return ApiError(400, str(error), param=error.param)
+        case AbortedError():
+            return ApiError(error.status, str(error))
         case VGLMError():
             return ApiError(500, str(error))
         case HTTPException():

@@ -24,7 +24,9 @@ from vglm.serve.serving import Serving
 log = logging.getLogger("vglm.serve")
 
 BACKLOG = 4096  # connections that the kernel holds until they are accepted
-SWITCH_INTERVAL = 0.0005  # seconds that one thread may keep another from the interpreter; by default ten times that
+SWITCH_INTERVAL = (
+    0.0005  # seconds that one thread may keep another from the interpreter; by default ten times that
+)
 INTERRUPTED = 130
 
 
@@ -65,6 +67,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self.interrupted = False
+        self._signals = 0
         self._serving = serving
         self._url = url
         self._begun = started
@@ -81,13 +84,16 @@ class Server(uvicorn.Server):
             print(f"serving {names} at {self._url} (ready in {seconds:.2f} s; Ctrl-C ends it)", flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains, the next one ends at once."""
+        """The first signal drains, the second one ends what is in flight, the third one does not wait for anything."""
         self.interrupted = self.interrupted or sig == signal.SIGINT
-        if self._serving.draining or self._loop is None:
+        self._signals += 1
+        if self._loop is None or self._signals > 2:
             self.should_exit = self.force_exit = True
-            return
-        self._serving.draining = True
-        self._loop.call_soon_threadsafe(self._begin_drain)
+        elif self._signals == 2:
+            self._loop.call_soon_threadsafe(self._serving.abort_all)
+        else:
+            self._serving.draining = True
+            self._loop.call_soon_threadsafe(self._begin_drain)
 
     def _begin_drain(self) -> None:
         self._drain = asyncio.ensure_future(self._drained())

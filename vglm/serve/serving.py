@@ -23,20 +23,13 @@ from vglm.serve.errors import ApiError
 from vglm.serve.options import ServeOptions
 from vglm.serve.schemas.common import SamplingFields
 from vglm.serve.sse import EventStream, cancelled_on_disconnect
-from vglm.serve.streams import Increment, Stream, TextHook
+from vglm.serve.streams import AbortedError, ClientGoneError, Increment, Stream, TextHook
 
 if TYPE_CHECKING:
     from vglm.llm import LLM
 
 OFFLOAD_ABOVE = 4096  # characters of text whose tokenising would hold up the event loop
 T = TypeVar("T")
-
-
-class ClientGoneError(ApiError):
-    """Nobody waits for the answer any more."""
-
-    def __init__(self) -> None:
-        super().__init__(499, "the client has closed the connection")
 
 
 class Serving:
@@ -164,26 +157,23 @@ class Serving:
         return True
 
     def abort_all(self) -> None:
-        """End every request."""
+        """End every request, as the server is about to."""
         for stream in list(self._active):
-            self.engine.abort(stream)
+            self.engine.abort(stream, AbortedError("the request was ended: the server is shutting down"))
 
     async def complete(self, http: HttpRequest, stream: Stream) -> list[Increment]:
-        """Run a stream to its end, or abort it when its client goes away (ClientGoneError)."""
+        """Run a stream to its end, or abort it when its client goes away (AbortedError)."""
 
         def cancel() -> None:
-            self.engine.abort(stream)
+            self.engine.abort(stream, ClientGoneError())
 
         close = self.submit(http, stream)
         try:
             async with cancelled_on_disconnect(http.receive, cancel):
-                increments = await stream.complete()
+                return await stream.complete()
         finally:
             cancel()
             close()
-        if stream.aborted:
-            raise ClientGoneError
-        return increments
 
     def respond(
         self,
@@ -194,7 +184,7 @@ class Serving:
     ) -> EventStream:
         """Run a stream and answer with the events that are made of it."""
         close = self.submit(http, stream)
-        return EventStream(events, lambda: self.engine.abort(stream), close, error_event)
+        return EventStream(events, lambda: self.engine.abort(stream, ClientGoneError()), close, error_event)
 
 
 def of(http: HttpRequest) -> Serving:

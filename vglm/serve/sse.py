@@ -15,6 +15,7 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from vglm.errors import VGLMError
 from vglm.serve.errors import ApiError, as_api_error, error_body
 
 log = logging.getLogger("vglm.serve")
@@ -69,10 +70,9 @@ class EventStream(Response):
             async for body in self._events:
                 yield body
         except Exception as error:
-            told = as_api_error(error)
-            if told.status >= 500:
+            if not isinstance(error, (ApiError, VGLMError)):
                 log.error("a stream has failed: %s", error, exc_info=error)
-            yield self._error_event(told)
+            yield self._error_event(as_api_error(error))
         finally:
             await self._events.aclose()
 

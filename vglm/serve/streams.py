@@ -18,6 +18,21 @@ from vglm.engine.request import Sequence as EngineSequence
 from vglm.errors import VGLMError
 
 
+class AbortedError(VGLMError):
+    """A stream was ended from outside before its requests were complete; `status` is what HTTP calls that."""
+
+    status = 503
+
+
+class ClientGoneError(AbortedError):
+    """Nobody waits for the answer any more."""
+
+    status = 499  # as nginx logs it; nobody sees it
+
+    def __init__(self) -> None:
+        super().__init__("the client has closed the connection")
+
+
 @dataclass(slots=True)
 class Increment:
     """News of one completion: text that has become certain, the tokens since the last increment, and its end."""
@@ -110,7 +125,7 @@ class Stream:
         """`incremental`: whether the reader wants news before the end; `most`: tokens in one increment."""
         self.requests = requests
         self.incremental = incremental
-        self.aborted = False
+        self.aborted: AbortedError | None = None
         self._most = most
         self._waiter: asyncio.Future[None] | None = None
         self._lanes: list[_Lane] = []
@@ -128,7 +143,7 @@ class Stream:
     @property
     def over(self) -> bool:
         """Whether nothing more will come."""
-        return self.aborted or all(request.finished or request.error for request in self.requests)
+        return self.aborted is not None or all(request.finished or request.error for request in self.requests)
 
     @property
     def num_output_tokens(self) -> int:
@@ -159,7 +174,10 @@ class Stream:
             self._waiter = None
 
     async def increments(self) -> AsyncIterator[list[Increment]]:
-        """The news, as often as the reader asks and there is some. Raises VGLMError when a request fails."""
+        """The news, as often as the reader asks and there is some.
+
+        Raises VGLMError when a request fails, and AbortedError when the stream is aborted.
+        """
         while True:
             over = self.over  # before taking: what was produced until then is taken
             self.raise_failed()
@@ -176,14 +194,16 @@ class Stream:
         return [increment for increment in lanes if increment is not None]
 
     async def complete(self) -> list[Increment]:
-        """Wait for the end and return each completion as one increment. Raises VGLMError when a request fails."""
+        """Wait for the end and return each completion as one increment; raises as `increments` does."""
         while not self.over:
             await self.wait()
         self.raise_failed()
         return self.take()
 
     def raise_failed(self) -> None:
-        """Raises VGLMError when a request has failed."""
+        """Raises VGLMError when a request has failed, and AbortedError when the stream was aborted."""
+        if self.aborted is not None:
+            raise self.aborted
         for request in self.requests:
             if request.error is not None:
                 raise VGLMError(f"the request failed: {request.error}")
