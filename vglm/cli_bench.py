@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vglm import cli_bench_serve
 from vglm import cli_options as opt
 
 bench = typer.Typer(
@@ -161,3 +162,6 @@ def accuracy(
     run(model, Accuracy(text=text, tokens=tokens, context=context, pairs=pairs, threads=threads)).publish(
         json_
     )
+
+
+bench.command(epilog=cli_bench_serve.EPILOG)(cli_bench_serve.serve)

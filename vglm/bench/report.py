@@ -29,21 +29,23 @@ class Table:
 
 @dataclass(slots=True)
 class Report:
-    """Tables of one benchmark with the settings that it ran under."""
+    """Tables of one benchmark with the settings that it ran under; `figures` are for programs alone."""
 
     benchmark: str
     settings: dict[str, Any]
     tables: list[Table] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        return {
+        found = {
             "benchmark": self.benchmark,
             "version": __version__,
             "machine": machine(),
             "settings": self.settings,
             "tables": [{"title": t.title, "rows": t.rows, "notes": t.notes} for t in self.tables],
         }
+        return found | {"figures": self.figures} if self.figures else found
 
     def show(self) -> None:
         """Print the tables to standard output."""
@@ -72,13 +74,13 @@ class Report:
             path.write_text(json.dumps(self.as_dict(), indent=2) + "\n", encoding="utf-8")
 
 
-def check_writable(path: Path | None) -> None:
-    """Raise ConfigError now rather than after minutes of work when `path` cannot be written."""
+def check_writable(path: Path | None, option: str = "--json") -> None:
+    """Raise ConfigError now rather than after minutes of work when `path`, given as `option`, cannot be written."""
     if path is None or path == Path("-"):
         return
     folder = path.parent
     if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-        raise ConfigError(f"--json {path}: cannot be written")
+        raise ConfigError(f"{option} {path}: cannot be written")
 
 
 def machine() -> dict[str, Any]:

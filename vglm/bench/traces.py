@@ -1,16 +1,20 @@
-"""Lengths of requests: from a trace of a real service, or drawn from a fit of one."""
+"""Requests of real services, recorded: their lengths and arrivals from a file, or lengths drawn from a fit of one."""
 
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vglm.errors import ConfigError
 
-_CONTEXT, _GENERATED = "ContextTokens", "GeneratedTokens"
+_TIMESTAMP, _CONTEXT, _GENERATED = "TIMESTAMP", "ContextTokens", "GeneratedTokens"
+MOONCAKE_BLOCK = 512  # tokens that one hash id stands for
 
 # Mean and standard deviation of the logarithm of the lengths in the Azure LLM inference trace 2023
 # (conversation, 19,366 requests, CC BY 4.0), and the largest lengths. The trace does not ship with vGLM.
@@ -43,6 +47,53 @@ class Lengths:
         return Lengths(self.source, [-(-p // by) for p in self.prompts], [-(-o // by) for o in self.outputs])
 
 
+@dataclass(frozen=True, slots=True)
+class TracedRequest:
+    """A request of a trace: seconds since the trace's begin, tokens in and out, and the ids of its prompt's blocks."""
+
+    arrival: float
+    prompt: int
+    output: int
+    hash_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Requests in order of arrival. Equal `hash_ids` are equal blocks of `block` prompt tokens."""
+
+    source: str
+    requests: list[TracedRequest]
+    block: int = MOONCAKE_BLOCK
+
+    def window(self, start: float, duration: float | None) -> Trace:
+        """Requests that arrive from `start` on, for `duration` seconds; their arrivals count from `start`."""
+        end = float("inf") if duration is None else start + duration
+        found = [replace(r, arrival=r.arrival - start) for r in self.requests if start <= r.arrival < end]
+        if not found:
+            raise ConfigError(f"no request of {self.source} arrives in the seconds {start:g} to {end:g}")
+        return replace(self, requests=found)
+
+    def fitting(self, max_model_len: int) -> Trace:
+        """The requests that fit into `max_model_len` tokens."""
+        found = [r for r in self.requests if r.prompt + r.output <= max_model_len]
+        if not found:
+            raise ConfigError(f"no request of {self.source} fits into {max_model_len} tokens")
+        return replace(self, requests=found)
+
+    def faster(self, by: float) -> Trace:
+        """Arrivals `by` times as fast."""
+        return replace(self, requests=[replace(r, arrival=r.arrival / by) for r in self.requests])
+
+    def divided(self, by: int) -> Trace:
+        """Every length divided, rounded up."""
+        requests = [replace(r, prompt=-(-r.prompt // by), output=-(-r.output // by)) for r in self.requests]
+        return replace(self, requests=requests, block=-(-self.block // by))
+
+    def first(self, count: int) -> Trace:
+        """The first `count` requests."""
+        return replace(self, requests=self.requests[:count])
+
+
 def read_trace(file: Path) -> Lengths:
     """Lengths from a CSV with columns ContextTokens and GeneratedTokens; ConfigError names bad lines."""
     prompts, outputs = [], []
@@ -51,15 +102,93 @@ def read_trace(file: Path) -> Lengths:
         if not {_CONTEXT, _GENERATED} <= set(reader.fieldnames or ()):
             raise ConfigError(f"{file}: the first line must name the columns {_CONTEXT} and {_GENERATED}")
         for row in reader:
-            try:
-                prompt, output = int(row[_CONTEXT]), int(row[_GENERATED])
-            except (TypeError, ValueError):
-                raise ConfigError(f"{file}, line {reader.line_num}: lengths must be whole numbers") from None
-            if prompt < 1 or output < 1:
-                raise ConfigError(f"{file}, line {reader.line_num}: lengths must be positive")
+            prompt, output = _csv_lengths(row, f"{file}, line {reader.line_num}")
             prompts.append(prompt)
             outputs.append(output)
     return Lengths(file.name, prompts, outputs)
+
+
+def read_arrivals(file: Path) -> Trace:
+    """A trace with arrivals, in the format of Azure (CSV) or of Mooncake (JSON lines), told apart by its first byte.
+
+    ConfigError names the line of whatever is malformed.
+    """
+    with file.open("rb") as opened:
+        first = opened.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+    requests = _read_mooncake(file) if first == b"{" else _read_azure(file)
+    if not requests:
+        raise ConfigError(f"{file}: the trace has no requests")
+    for i in range(1, len(requests)):
+        if requests[i].arrival < requests[i - 1].arrival:
+            raise ConfigError(f"{file}: request {i + 1} arrives before request {i}; sort the trace by time")
+    return Trace(file.name, requests)
+
+
+def _csv_lengths(row: dict[str, Any], where: str) -> tuple[int, int]:
+    try:
+        prompt, output = int(row[_CONTEXT]), int(row[_GENERATED])
+    except (TypeError, ValueError):
+        raise ConfigError(f"{where}: lengths must be whole numbers") from None
+    if prompt < 1 or output < 1:
+        raise ConfigError(f"{where}: lengths must be positive")
+    return prompt, output
+
+
+def _read_azure(file: Path) -> list[TracedRequest]:
+    requests: list[TracedRequest] = []
+    begin: datetime | None = None
+    with file.open(newline="", encoding="utf-8-sig", errors="replace") as lines:
+        reader = csv.DictReader(lines)
+        if not {_TIMESTAMP, _CONTEXT, _GENERATED} <= set(reader.fieldnames or ()):
+            raise ConfigError(
+                f"{file}: neither JSON lines with timestamp, input_length and output_length, nor CSV whose first "
+                f"line names the columns {_TIMESTAMP}, {_CONTEXT} and {_GENERATED}"
+            )
+        for row in reader:
+            where = f"{file}, line {reader.line_num}"
+            prompt, output = _csv_lengths(row, where)
+            try:
+                time = datetime.fromisoformat(row[_TIMESTAMP].strip())
+                begin = begin or time
+                arrival = (time - begin).total_seconds()
+            except (AttributeError, TypeError, ValueError):
+                raise ConfigError(f"{where}: {row[_TIMESTAMP]!r} is no time like the others") from None
+            requests.append(TracedRequest(arrival, prompt, output))
+    return requests
+
+
+def _read_mooncake(file: Path) -> list[TracedRequest]:
+    requests: list[TracedRequest] = []
+    with file.open(encoding="utf-8-sig", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                requests.append(_mooncake_line(line, f"{file}, line {number}"))
+    begin = requests[0].arrival if requests else 0.0
+    return [replace(request, arrival=request.arrival - begin) for request in requests]
+
+
+def _mooncake_line(line: str, where: str) -> TracedRequest:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ConfigError(f"{where}: no JSON") from None
+    if not isinstance(row, dict):
+        raise ConfigError(f"{where}: no JSON object")
+    time = row.get("timestamp")
+    if isinstance(time, bool) or not isinstance(time, int | float) or not 0 <= time < 1e15:
+        raise ConfigError(f"{where}: timestamp is {time!r}; it must be milliseconds since the begin")
+    for name in ("input_length", "output_length"):
+        if type(row.get(name)) is not int or row[name] < 1:
+            raise ConfigError(f"{where}: {name} is {row.get(name)!r}; it must be a positive whole number")
+    ids = row.get("hash_ids", [])
+    if not isinstance(ids, list) or any(type(i) is not int or i < 0 for i in ids):
+        raise ConfigError(f"{where}: hash_ids must be whole numbers that are not negative")
+    blocks = -(-row["input_length"] // MOONCAKE_BLOCK)
+    if ids and len(ids) != blocks:
+        raise ConfigError(
+            f"{where}: {len(ids)} hash_ids for {row['input_length']} tokens; blocks of {MOONCAKE_BLOCK} make {blocks}"
+        )
+    return TracedRequest(time / 1000, row["input_length"], row["output_length"], tuple(ids))
 
 
 def fitted_lengths(count: int, seed: int = 0) -> Lengths:
