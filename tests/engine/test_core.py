@@ -612,8 +612,8 @@ def test_thousands_of_requests_leak_nothing() -> None:
     assert engine.stats().num_preemptions > 0
     assert engine.cache.stats.evicted > 0
     assert sum(engine.metrics.requests_finished.values()) == 4000
-    assert not engine.scheduler._in_flight
-    assert not engine.scheduler._parked
+    assert not engine.scheduler.in_flight._owner
+    assert not engine.scheduler.num_parked
     assert sorted(engine.scheduler._free_slots) == list(range(16))
     assert_empty(engine)
 

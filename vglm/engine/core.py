@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from random import Random
@@ -56,8 +56,16 @@ class EngineCore:
     `step`), either go on or call `abort_all`.
     """
 
-    def __init__(self, executor: Executor, pool: BlockPool, config: EngineConfig) -> None:
-        """Raises ConfigError when not even one sequence of max_model_len fits into the pool."""
+    def __init__(
+        self,
+        executor: Executor,
+        pool: BlockPool,
+        config: EngineConfig,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`clock` gives the time in seconds. Raises ConfigError when not even one sequence of max_model_len
+        fits into the pool.
+        """
         if config.max_model_len > pool.num_blocks * pool.block_size:
             raise ConfigError(
                 f"a sequence of max_model_len={config.max_model_len} tokens does not fit into the KV cache, "
@@ -71,7 +79,8 @@ class EngineCore:
         self.blocks = BlockManager(
             pool, self.cache, SpanKeys(config.model_id, config.kv_cache_dtype), config.enable_prefix_caching
         )
-        self.scheduler = Scheduler(config, self.blocks)
+        self.clock = clock
+        self.scheduler = Scheduler(config, self.blocks, clock)
         self.builder = StepBuilder(config.max_num_seqs, pool.block_size)
         self.metrics = EngineMetrics()
         self.requests: dict[str, Request] = {}  # the unfinished ones
@@ -131,10 +140,11 @@ class EngineCore:
             context=tuple(context),
             first_position=first_position,
             on_token=on_token,
-            arrival_time=time.perf_counter(),
+            arrival_time=self.clock(),
         )
         check_request(request, self.config, self.cache)
         make_sequences(request, self.config, self.cache)
+        self.blocks.keys(request.sequences[0])  # here, so that the scheduler does not have to hash the prompt
         return request
 
     def admit(self, request: Request) -> None:
@@ -152,7 +162,7 @@ class EngineCore:
         self._changing = True
         number_sequences(request, self._num_arrivals, self._random.getrandbits(64))
         self._num_arrivals += 1
-        request.queued_time = time.perf_counter()
+        request.queued_time = self.clock()
         for sequence in request.sequences:
             self.blocks.hold_context(sequence)
         self.requests[request.request_id] = request
@@ -182,7 +192,7 @@ class EngineCore:
         self._recover_if_interrupted()
         if not self.requests:
             return []
-        started = time.perf_counter()
+        started = self.clock()
         try:
             scheduled, updated = self._schedule()
         except Exception as error:
@@ -191,12 +201,12 @@ class EngineCore:
             return updated
         try:
             batch = self.builder.build(scheduled)
-            built = time.perf_counter()
+            built = self.clock()
             result = self.executor.execute(batch)
             _check_result(batch, result)
         except Exception as error:
             return updated + self._fail(scheduled, f"the model step failed: {_describe(error)}")
-        executed = time.perf_counter()
+        executed = self.clock()
         self._changing = True
         try:
             updated += take_over(self, scheduled, batch, result, started, executed)
@@ -208,14 +218,16 @@ class EngineCore:
         metrics.iteration_tokens.observe(len(batch.token_ids))
         metrics.schedule_time += built - started
         metrics.execute_time += executed - built
-        metrics.apply_time += time.perf_counter() - executed
+        metrics.apply_time += self.clock() - executed
         return updated
 
     def _schedule(self) -> tuple[Scheduled, list[Request]]:
         """The next step's sequences, and the requests that ended without one."""
         self._changing = True
         scheduler = self.scheduler
+        started = time.perf_counter()
         scheduled = scheduler.schedule()
+        self.metrics.schedule_seconds.observe(time.perf_counter() - started)
         updated = []
         while scheduler.found:
             sequence = scheduler.found.pop()
@@ -223,7 +235,7 @@ class EngineCore:
             updated.append(sequence.request)
         if not scheduled and not updated and scheduler.waiting:
             # Nothing runs and nothing can be evicted: blocks are held from outside, waiting would never end.
-            request = scheduler.waiting[0].request
+            request = scheduler.waiting.next(self.clock()).request
             held = self.pool.num_blocks - self.cache.num_available_blocks
             self._end(request, "error", f"no room in the KV cache: spans in use hold {held} blocks")
             updated.append(request)
@@ -240,7 +252,7 @@ class EngineCore:
             self._count_finished(sequence.request, reason)
 
     def _count_finished(self, request: Request, reason: str) -> None:
-        request.finished_time = time.perf_counter()
+        request.finished_time = self.clock()
         self.metrics.count_finished(request, reason)
 
     def _end(self, request: Request, reason: str, error: str | None = None) -> None:
@@ -270,7 +282,7 @@ class EngineCore:
         requests = list(self.requests.values())
         self.pool.reset()
         self.cache.reset()
-        self.scheduler = Scheduler(self.config, self.blocks)
+        self.scheduler = Scheduler(self.config, self.blocks, self.clock)
         self.requests = {}
         for request in requests:
             request.error = error
@@ -299,11 +311,12 @@ class EngineCore:
         scheduler = self.scheduler
         return EngineStats(
             len(scheduler.running),
-            len(scheduler.waiting) + scheduler.num_parked,
+            scheduler.num_waiting,
             scheduler.num_preemptions,
             self.pool.stats(),
             self.cache.stats,
             self.cache.num_idle_blocks,
+            scheduler.num_waiting_by_class(),
         )
 
     def check_integrity(self, held: Iterable[Span] = ()) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 from vglm.engine.block_pool import PoolStats
 from vglm.engine.request import Request, RequestKind
 from vglm.engine.span_cache import CacheStats
+from vglm.engine.waiting import PRIORITY_CLASSES
 
 #: Upper bounds of the buckets of durations, in seconds; a last bucket takes what is above. Every bound that vLLM's
 #: dashboards use as a latency target is among them, and finer ones for models that answer in milliseconds.
@@ -19,6 +20,9 @@ SECONDS = (
 )  # fmt: skip
 TOKENS = tuple(digit * 10.0**power for power in range(6) for digit in (1, 2, 5))  # of a request: 1 to 500,000
 STEP_TOKENS = (1.0, *(float(1 << power) for power in range(3, 17)))  # of a step: 1, 8 to 65,536
+DECISIONS = tuple(
+    digit * 10.0**power for power in range(-6, -1) for digit in (1, 2, 5)
+)  # seconds: 1 us to 50 ms
 CHOICES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)  # sequences of a request
 
 
@@ -82,6 +86,10 @@ class EngineMetrics:
     request_params_max_tokens: Histogram = field(default_factory=partial(Histogram, TOKENS))
     request_params_n: Histogram = field(default_factory=partial(Histogram, CHOICES))
     iteration_tokens: Histogram = field(default_factory=partial(Histogram, STEP_TOKENS))
+    queue_time_by_class: dict[str, Histogram] = field(  # request_queue_time by class of priority
+        default_factory=lambda: {name: Histogram() for name in PRIORITY_CLASSES}
+    )
+    schedule_seconds: Histogram = field(default_factory=partial(Histogram, DECISIONS))  # who runs in a step
     schedule_time: float = 0.0  # deciding and building batches
     execute_time: float = 0.0  # inside the executor
     apply_time: float = 0.0  # taking over results
@@ -123,6 +131,7 @@ class EngineStats:
     pool: PoolStats
     cache: CacheStats
     num_idle_blocks: int  # of cached spans that nobody uses
+    num_waiting_by_class: dict[str, int]  # keys "high", "normal", "low"
 
     @property
     def kv_cache_usage(self) -> float:

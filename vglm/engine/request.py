@@ -100,8 +100,8 @@ class Sequence:
     __slots__ = (
         "capacity", "cumulative_logprob", "finish_reason", "index", "keys", "last_span", "last_token_time",
         "logprobs", "num_computed", "num_context_pages", "num_preemptions", "num_prompt_tokens",
-        "num_span_pages", "num_tokens", "order", "output_token_ids", "pages", "request", "seed",
-        "shared_tail", "slot", "status", "stop_reason", "tokens", "wanted_from",
+        "num_span_pages", "num_tokens", "order", "output_token_ids", "overdue", "pages", "request", "seed",
+        "shared_tail", "slot", "status", "stop_reason", "tokens", "waited", "waiting_since", "wanted_from",
     )  # fmt: skip
 
     def __init__(self, request: Request, index: int, tokens: IntArray, num_tokens: int) -> None:
@@ -111,6 +111,9 @@ class Sequence:
         self.order = (request.priority, request.arrival, index)
         self.status = Status.WAITING
         self.slot = -1
+        self.waiting_since = 0.0  # by the scheduler's clock, as if all its waiting had been in one go
+        self.waited = 0.0  # seconds that it had waited in all when it last started to run
+        self.overdue = False  # it was started after max_wait: it is not preempted for a better class
         # tokens
         self.tokens = tokens
         self.num_prompt_tokens = self.num_tokens = num_tokens

@@ -11,6 +11,7 @@ import numpy as np
 from vglm.engine.request import Request, RequestKind, Sequence, Status, TokenLogprobs
 from vglm.engine.scheduler import Scheduled
 from vglm.engine.step import RowKind, Segment, StepBatch, StepResult
+from vglm.engine.waiting import class_name
 
 if TYPE_CHECKING:
     from vglm.engine.core import EngineCore
@@ -62,7 +63,9 @@ def _count_prefill(engine: EngineCore, sequence: Sequence, num_tokens: int, star
     if not request.scheduled_time:
         request.scheduled_time = started
         engine.metrics.prompt_tokens_cached += request.num_cached_tokens
-        engine.metrics.request_queue_time.observe(started - request.arrival_time)
+        waited = started - request.arrival_time
+        engine.metrics.request_queue_time.observe(waited)
+        engine.metrics.queue_time_by_class[class_name(request.priority)].observe(waited)
 
 
 def _accept_token(engine: EngineCore, sequence: Sequence, token: int, now: float) -> None:
