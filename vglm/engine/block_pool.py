@@ -173,10 +173,13 @@ class BlockPool:
         self.set_valid(new, self._valid[block])
         return new
 
-    def trim(self) -> int:
-        """Give back the memory of the free tail without moving a block; returns how many blocks that is."""
+    def trim(self, limit: int | None = None) -> int:
+        """Give back the memory of the free tail, at most `limit` blocks of it, without moving a block; returns
+        how many blocks that is.
+        """
         top = len(self._ref_count)
-        while top and not self._ref_count[top - 1]:
+        lowest = 0 if limit is None else max(0, top - limit)
+        while top > lowest and not self._ref_count[top - 1]:
             top -= 1
         return self._lower_high_water_mark(top)
 
@@ -221,14 +224,23 @@ class BlockPool:
         free = set(self._free)
         assert len(free) == len(self._free), "a block is in the free list twice"
         assert all(0 <= block < committed for block in free), "a free block was never committed"
-        for block, (refs, valid) in enumerate(zip(self._ref_count, self._valid, strict=True)):
+        self.check_slice(0, committed)
+        for block, refs in enumerate(self._ref_count):
             assert (refs == 0) == (block in free), (
                 f"block {block} has {refs} references, free={block in free}"
             )
-            assert 0 <= valid <= (self.block_size if refs else 0), f"block {block} claims {valid} tokens"
         assert self.tokens_valid == sum(self._valid), "valid tokens are miscounted"
         assert self.num_used + self.num_free == self.num_blocks, "blocks are not conserved"
         if owners is not None:
             held = {block: refs for block, refs in enumerate(self._ref_count) if refs}
             wanted = {block: refs for block, refs in owners.items() if refs}
             assert held == wanted, f"references without an owner or owners without one: {held} != {wanted}"
+
+    def check_slice(self, start: int, stop: int) -> None:
+        """Assert what can be said of the blocks (and of the free list's entries) `start` to `stop` alone."""
+        for block in self._free[start:stop]:
+            assert self.ref_count(block) == 0, f"block {block} is in the free list and in use"
+        counts = zip(self._ref_count[start:stop], self._valid[start:stop], strict=True)
+        for block, (refs, valid) in enumerate(counts, start):
+            assert refs >= 0, f"block {block} has {refs} references"
+            assert 0 <= valid <= (self.block_size if refs else 0), f"block {block} claims {valid} tokens"

@@ -13,6 +13,7 @@ from vglm.decode.sampling_params import SamplingParams
 from vglm.engine.block_manager import BlockManager
 from vglm.engine.block_pool import BlockPool
 from vglm.engine.intake import check_context, check_request, make_sequences, number_sequences
+from vglm.engine.integrity import IdleWork, check_engine
 from vglm.engine.metrics import EngineMetrics, EngineStats
 from vglm.engine.request import PromptEmbeds, Request, RequestKind, Sequence, Status, TokenHook
 from vglm.engine.results import take_over
@@ -83,6 +84,7 @@ class EngineCore:
         self.scheduler = Scheduler(config, self.blocks, clock)
         self.builder = StepBuilder(config.max_num_seqs, pool.block_size)
         self.metrics = EngineMetrics()
+        self._idle_work = IdleWork(self)
         self.requests: dict[str, Request] = {}  # the unfinished ones
         self._random = Random(config.seed)
         self._num_arrivals = 0
@@ -321,20 +323,15 @@ class EngineCore:
 
     def check_integrity(self, held: Iterable[Span] = ()) -> None:
         """Assert that each block and span reference has one owner; `held` are spans that callers hold."""
-        owners = self.cache.block_owners()
-        users: dict[bytes, int] = {}
-        sequences = [s for request in self.requests.values() for s in request.sequences]
-        for sequence in sequences:
-            for block in sequence.own_pages(sequence.num_span_pages):
-                owners[block] = owners.get(block, 0) + 1
-        spans = [span for s in sequences if (span := s.last_span) is not None] + list(held)
-        for s in sequences:
-            spans += s.request.context if s.status is not Status.FINISHED else ()
-        for span in spans:
-            users[span.key] = users.get(span.key, 0) + 1
-        self.pool.check_integrity(owners)
-        self.cache.check_integrity(users)
-        self.scheduler.check_integrity()
+        check_engine(self, held)
+
+    def idle(self) -> bool:
+        """Do a piece of what is best done while nothing runs, about a millisecond long: give free memory back
+        and check the integrity of blocks and spans, however many there are. Returns whether there is more to
+        do. Raises AssertionError when the integrity is broken. Does nothing when there are requests.
+        """
+        self._recover_if_interrupted()
+        return not self.requests and self._idle_work.run()
 
 
 def _check_result(batch: StepBatch, result: StepResult) -> None:

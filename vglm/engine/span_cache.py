@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -82,12 +82,16 @@ class SpanCache:
     def __init__(self, pool: BlockPool) -> None:
         self.pool = pool
         self.stats = CacheStats()
+        self.num_blocks = 0
         self.num_idle_blocks = 0
         self._spans: dict[bytes, Span] = {}
         self._idle: OrderedDict[bytes, Span] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._spans)
+
+    def __iter__(self) -> Iterator[Span]:
+        return iter(self._spans.values())
 
     @property
     def num_available_blocks(self) -> int:
@@ -176,6 +180,7 @@ class SpanCache:
         for parent in parents:
             self.acquire(parent)
         self._spans[key] = span
+        self.num_blocks += len(span.blocks)
         self.stats.inserted += 1
         return span
 
@@ -191,6 +196,7 @@ class SpanCache:
         """Evict the least recently used idle span and free its blocks; KeyError when every span is in use."""
         key, span = self._idle.popitem(last=False)
         del self._spans[key]
+        self.num_blocks -= len(span.blocks)
         self.num_idle_blocks -= len(span.blocks)
         for block, _ in span.blocks:
             self.pool.release(block)
@@ -206,7 +212,7 @@ class SpanCache:
         """Forget every span without touching the pool (which is reset along with it)."""
         self._spans.clear()
         self._idle.clear()
-        self.num_idle_blocks = 0
+        self.num_blocks = self.num_idle_blocks = 0
 
     def remap(self, moves: Mapping[int, int]) -> None:
         """Follow the moves of a compaction."""
@@ -227,19 +233,27 @@ class SpanCache:
         wanted = dict.fromkeys(self._spans, 0)
         order = {key: i for i, key in enumerate(self._idle)}
         for key, span in self._spans.items():
-            assert span.key == key, "a span is filed under another key"
-            assert (span.refs == 0) == (key in order), f"span with {span.refs} users, idle={key in order}"
+            self.check_span(span)
             for parent in span.parents:
-                assert self._spans.get(parent.key) is parent, "a cached span has a parent that is not cached"
                 if span.refs:
-                    assert parent.refs, "a span in use has an idle parent"
                     wanted[parent.key] += 1
                 elif not parent.refs:
                     assert order[key] < order[parent.key], "a parent would be evicted before its child"
-            for block, _ in span.blocks:
-                assert self.pool.is_used(block), f"a cached span lists block {block}, which is free"
+        num_blocks = sum(len(span.blocks) for span in self._spans.values())
+        assert num_blocks == self.num_blocks, "blocks of spans are miscounted"
         idle_blocks = sum(len(span.blocks) for span in self._idle.values())
         assert idle_blocks == self.num_idle_blocks, "idle blocks are miscounted"
         if users is not None:
             for key, span in self._spans.items():
                 assert span.refs == wanted[key] + users.get(key, 0), "a span's users are miscounted"
+
+    def check_span(self, span: Span) -> None:
+        """Assert what can be said of one cached span."""
+        assert self._spans.get(span.key) is span, "a span is filed under another key"
+        idle = span.key in self._idle
+        assert (span.refs == 0) == idle, f"span with {span.refs} users, idle={idle}"
+        for parent in span.parents:
+            assert self._spans.get(parent.key) is parent, "a cached span has a parent that is not cached"
+            assert parent.refs or not span.refs, "a span in use has an idle parent"
+        for block, _ in span.blocks:
+            assert self.pool.is_used(block), f"a cached span lists block {block}, which is free"
