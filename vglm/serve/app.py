@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache, partial
 
 from fastapi import FastAPI
 
 from vglm import __version__
-from vglm.serve import completions
+from vglm.serve import completions, embeddings, info, score, tokens
 from vglm.serve.errors import install_error_handlers
-from vglm.serve.schemas.common import ErrorAnswer
+from vglm.serve.no_route import install_no_route_handlers
+from vglm.serve.openapi import document
 from vglm.serve.serving import Serving
 
-ROUTERS = (completions.router,)
-REFUSALS = {400: "the request is malformed", 404: "there is no such model"}
+ROUTERS = (completions.router, embeddings.router, score.router, tokens.router, info.router)
 
 
 def create_app(serving: Serving) -> FastAPI:
@@ -35,10 +36,12 @@ def create_app(serving: Serving) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
     )
     app.state.serving = serving
     install_error_handlers(app)
-    responses = {status: {"model": ErrorAnswer, "description": text} for status, text in REFUSALS.items()}
+    install_no_route_handlers(app)
     for router in ROUTERS:
-        app.include_router(router, responses=responses)  # type: ignore[arg-type]  # int keys are fine
+        app.include_router(router)
+    app.openapi = cache(partial(document, app, serving))  # type: ignore[method-assign]  # as FastAPI advises
     return app

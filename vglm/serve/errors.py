@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
@@ -120,3 +121,14 @@ def _param(error: dict[str, Any], body: Any) -> str:
             continue
         path.append(str(part))
     return ".".join(path)
+
+
+@contextmanager
+def params_named(names: Mapping[str, str]) -> Iterator[None]:
+    """Call the parameters that a RequestError names by the names that the endpoint's body has for them."""
+    try:
+        yield
+    except RequestError as error:
+        if error.param is None or error.param not in names:
+            raise
+        raise RequestError(str(error), names[error.param]) from error

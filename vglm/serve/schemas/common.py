@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
 from vglm.decode.sampling_params import SamplingParams
 
 MAX_N = 1024
 MAX_INT32 = 2**31 - 1
+SERVED_MARK = "x-served"
 
 
 def _whole(value: Any) -> Any:
@@ -17,10 +18,18 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def served(fact: str) -> dict[str, JsonValue]:
+    """Schema extra: `vglm.serve.openapi` puts in what the model that is served, or the server's options, say about it."""
+    return {SERVED_MARK: fact}
+
+
 Int = Annotated[int, BeforeValidator(_whole)]
 Count = Annotated[Int, Field(ge=1, le=MAX_INT32)]
-TokenId = Annotated[Int, Field(ge=0, le=MAX_INT32)]
-Stop = str | Annotated[list[str], Field(max_length=64)] | None
+ModelName = Annotated[str, Field(json_schema_extra=served("model_names"))]
+TokenId = Annotated[Int, Field(ge=0, le=MAX_INT32, json_schema_extra=served("token_id"))]
+Priority = Annotated[Int, Field(ge=-100, le=100)] | Literal["high", "normal", "low"] | None
+StopString = Annotated[str, Field(min_length=1)]
+Stop = StopString | Annotated[list[StopString], Field(max_length=64)] | None
 
 
 class Body(BaseModel):
@@ -45,7 +54,7 @@ class StreamOptions(Body):
 class SamplingFields(Body):
     """Sampling parameters of completions and chat completions."""
 
-    n: Annotated[Int, Field(ge=1, le=MAX_N)] | None = None
+    n: Annotated[Int, Field(ge=1, le=MAX_N, json_schema_extra=served("n"))] | None = None
     temperature: Annotated[float, Field(ge=0, le=1e6)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Annotated[Int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
@@ -68,7 +77,7 @@ class SamplingFields(Body):
     prompt_logprobs: Annotated[Int, Field(ge=-1, le=MAX_INT32)] | None = None
     return_tokens_as_token_ids: bool | None = None
     return_token_ids: bool | None = None
-    priority: Annotated[Int, Field(ge=-100, le=100)] | Literal["high", "normal", "low"] | None = None
+    priority: Priority = None
 
     def sampling_params(self, **fields: Any) -> SamplingParams:
         """The engine's parameters: what was given here, and `fields` of the particular body.

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from vglm.serve.schemas.common import Answer, Int, SamplingFields, TokenId, Usage
+from vglm.serve.schemas.common import Answer, Int, ModelName, SamplingFields, TokenId, Usage, served
 
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, json_schema_extra=served("token_ids"))]
 Prompt = (
     str
     | TokenIds
@@ -20,12 +20,12 @@ Prompt = (
 class CompletionRequest(SamplingFields):
     """Complete a prompt, or several."""
 
-    model: str | None = None
+    model: ModelName | None = None
     prompt: Prompt
     max_tokens: Annotated[Int, Field(ge=0, le=2**31 - 1)] | None = None
     echo: bool | None = None
     logprobs: Annotated[Int, Field(ge=0, le=2**31 - 1)] | None = None
-    best_of: Annotated[Int, Field(ge=1, le=1024)] | None = None
+    best_of: Annotated[Int, Field(ge=1, le=1024, json_schema_extra=served("n"))] | None = None
     suffix: str | None = None
     add_special_tokens: bool | None = None
 
