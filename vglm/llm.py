@@ -27,7 +27,7 @@ from vglm.progress import progress_bar
 from vglm.prompts import EncodedPrompt, Prompt, encode_prompts, is_single, token_ids
 
 if TYPE_CHECKING:  # imported when it is needed: a start without chat or progress bars is 40 ms faster
-    from vglm.model.chat_template import ChatTemplate
+    from vglm.model.chat import ChatFormat
 
 Message = Mapping[str, Any]
 
@@ -71,7 +71,7 @@ class LLM:
         self._abandoned: deque[str] = deque()  # requests that nobody waits for any more
         self._ids = itertools.count()
         self._tokenizer: Tokenizer | None = None
-        self._template: ChatTemplate | None = None
+        self._chat_format: ChatFormat | None = None
 
     def __repr__(self) -> str:
         return f"LLM(model={self.model!r}, dtype={self.options.weight_dtype!r}, kv_cache_dtype={self.options.kv_dtype!r})"
@@ -82,6 +82,20 @@ class LLM:
         if self._tokenizer is None:
             self._tokenizer = Tokenizer.from_json(self._packed.tokenizer_json)
         return self._tokenizer
+
+    @property
+    def chat_format(self) -> ChatFormat:
+        """How the model wants conversations. Raises RequestError when it has no chat template."""
+        from vglm.model.chat import ChatFormat
+
+        if self._chat_format is None:
+            if self._packed.chat_template is None:
+                raise RequestError(
+                    f"the model {self.model!r} has no chat template; give it a prompt of your own instead"
+                )
+            eos_id = self.config.eos_token_ids[0] if self.config.eos_token_ids else None
+            self._chat_format = ChatFormat(self._packed.chat_template, self.tokenizer, eos_id)
+        return self._chat_format
 
     def stats(self) -> EngineStats:
         """Queues, KV pool and cache, now."""
@@ -137,7 +151,8 @@ class LLM:
         if not isinstance(messages, Sequence):
             raise RequestError(f"messages must be a list of mappings; got {type(messages).__name__}")
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
-        prompts = [self._chat_prompt(c, template_variables) for c in conversations]  # type: ignore[arg-type]
+        chat = self.chat_format
+        prompts = [chat.encode(c, **template_variables) for c in conversations]  # type: ignore[arg-type]
         return self.generate(prompts, sampling_params, use_tqdm)
 
     def stream(
@@ -154,7 +169,7 @@ class LLM:
             and prompt
             and isinstance(prompt[0], Mapping)
         ):
-            prompt = self._chat_prompt(prompt, {})  # type: ignore[arg-type]
+            prompt = self.chat_format.encode(prompt)  # type: ignore[arg-type]
         if not is_single(prompt):
             raise RequestError("stream takes one prompt; use generate for many")
         encoded = encode_prompts(prompt, self.tokenizer)[0]
@@ -286,25 +301,6 @@ class LLM:
                 f"n={params.n} needs more sequences at once than max_num_seqs={self.options.max_num_seqs}"
             )
         return [Detokenizer(self.tokenizer, prompt.token_ids, params, incremental) for _ in range(params.n)]
-
-    def _chat_prompt(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> Prompt:
-        from vglm.model.chat_template import ChatTemplate
-
-        if self._template is None:
-            if self._packed.chat_template is None:
-                raise RequestError(
-                    f"the model {self.model!r} has no chat template; use generate with a prompt of your own"
-                )
-            names = [
-                self.tokenizer.id_to_token(t) or "" if t is not None else ""
-                for t in (self.tokenizer.bos_id, self._eos())
-            ]
-            self._template = ChatTemplate(self._packed.chat_template, *names)
-        text = self._template.render(messages, **variables)
-        return {"prompt_token_ids": self.tokenizer.encode(text, add_special=False)}
-
-    def _eos(self) -> int | None:
-        return self.config.eos_token_ids[0] if self.config.eos_token_ids else None
 
 
 def _one_each(params: SamplingParams | Sequence[SamplingParams], count: int) -> list[SamplingParams]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import jinja2
+from jinja2 import meta
 
 from vglm.errors import ModelError, RequestError
 from vglm.model.template_sandbox import ENVIRONMENT, Budget, Refused, budget_now
@@ -26,11 +28,17 @@ class ChatTemplate:
             raise ModelError(
                 f"the chat template is {len(source)} characters long; at most {MAX_SOURCE} are read"
             )
+        self.source = source
         self._constants = {"bos_token": bos_token, "eos_token": eos_token}
         try:
             self._template = ENVIRONMENT.from_string(source)
         except (jinja2.TemplateError, RecursionError, SyntaxError, ValueError, MemoryError) as error:
             raise ModelError(f"the model's chat template is not valid: {_line(error)}{error}") from error
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """What the template reads of its surroundings: messages, perhaps tools, and others of its own."""
+        return frozenset(meta.find_undeclared_variables(ENVIRONMENT.parse(self.source)))
 
     def render(
         self,
@@ -47,7 +55,9 @@ class ChatTemplate:
         """
         for i, message in enumerate(messages):
             if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-                raise RequestError(f"message {i} must be a mapping with a 'role' string and 'content'")
+                raise RequestError(
+                    f"message {i} must be a mapping with a 'role' string and 'content'", f"messages.{i}"
+                )
         size = sum(len(value) for message in messages for value in message.values() if isinstance(value, str))
         steps, characters = MAX_STEPS + size // 8, BASE_CHARACTERS + CHARACTERS_PER_INPUT * size
         token = budget_now.set(Budget(steps, characters))
@@ -64,11 +74,15 @@ class ChatTemplate:
         except (ModelError, RequestError):
             raise
         except Refused as error:
-            raise RequestError(f"the model's chat template refuses these messages: {error}") from error
+            raise RequestError(
+                f"the model's chat template refuses these messages: {error}", "messages"
+            ) from error
         except (MemoryError, RecursionError) as error:
             raise ModelError("the model's chat template needs too much memory or depth") from error
         except Exception as error:
-            raise RequestError(f"the model's chat template fails on these messages: {error}") from error
+            raise RequestError(
+                f"the model's chat template fails on these messages: {error}", "messages"
+            ) from error
         finally:
             budget_now.reset(token)
 
