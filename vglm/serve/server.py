@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -36,7 +37,6 @@ def serve(model: str, engine: dict[str, Any], options: ServeOptions) -> int:
     SIGTERM and SIGINT let the requests in flight finish (new ones get 503); a second one ends at once. Raises ModelError and
     ConfigError for what cannot be loaded or listened on.
     """
-    started = time.perf_counter()
     listener = listen(options)
     raise_file_limit(options.max_connections + 64)
     llm = LLM(model, **engine)
@@ -45,15 +45,16 @@ def serve(model: str, engine: dict[str, Any], options: ServeOptions) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL)
     gc.collect()
     gc.freeze()  # what has been loaded stays: the collector need not look at it again
-    server = Server(serving, url_of(listener, options), started)
+    server = Server(serving, url_of(listener, options))
     server.run(sockets=[listener])
+    gc.unfreeze()  # so that it ends in order
     return INTERRUPTED if server.interrupted else 0
 
 
 class Server(uvicorn.Server):
     """uvicorn with a drain before its shutdown."""
 
-    def __init__(self, serving: Serving, url: str, started: float) -> None:
+    def __init__(self, serving: Serving, url: str) -> None:
         config = uvicorn.Config(
             create_app(serving),
             loop="uvloop",
@@ -70,7 +71,6 @@ class Server(uvicorn.Server):
         self._signals = 0
         self._serving = serving
         self._url = url
-        self._begun = started
         self._drain: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -79,7 +79,7 @@ class Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if self.started:
-            seconds = time.perf_counter() - self._begun
+            seconds = process_age()
             names = ", ".join(self._serving.model_names)
             print(f"serving {names} at {self._url} (ready in {seconds:.2f} s; Ctrl-C ends it)", flush=True)
 
@@ -136,6 +136,12 @@ def url_of(listener: socket.socket, options: ServeOptions) -> str:
         return f"unix:{options.uds}"
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def process_age() -> float:
+    """Seconds since this process was started, to a hundredth (Linux: /proc/self/stat)."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def raise_file_limit(wanted: int) -> None:
