@@ -15,6 +15,7 @@ from vglm.decode.detokenizer import Detokenizer
 from vglm.decode.sampling_params import SamplingParams
 from vglm.engine.core import EngineCore
 from vglm.errors import VGLMError
+from vglm.serve import engine_thread
 from vglm.serve.engine_thread import EngineDeadError, EngineThread
 from vglm.serve.streams import ClientGoneError, Increment, Stream, TextHook
 
@@ -273,6 +274,32 @@ def test_stopping_tells_those_who_wait() -> None:
         assert not engine.has_unfinished
 
     run(test)
+
+
+def test_an_idle_engine_that_finds_its_accounting_broken_starts_afresh(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine_thread, "IDLE_AFTER", 0.01)
+    engine = make_engine()
+
+    async def test() -> None:
+        async with running(engine) as thread:
+            expected = None
+            for round_ in range(2):
+                stream = make_stream(engine, [prompt(9)], greedy(4), name=str(round_))
+                thread.submit(stream)
+                tokens = (await stream.complete())[0].token_ids
+                assert tokens == (expected or tokens)
+                expected = tokens
+                if round_ == 0:
+                    await thread.call(lambda e: e.pool.allocate(1))  # a block that nobody owns
+                    while not thread.num_integrity_errors:
+                        await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
+            assert thread.num_integrity_errors == 1
+
+    run(test)
+    engine.check_integrity()
 
 
 def test_a_duplicate_id_fails_alone() -> None:

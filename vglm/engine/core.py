@@ -279,6 +279,10 @@ class EngineCore:
         if self._changing:
             self._reset("interrupted")
 
+    def reset(self) -> list[Request]:
+        """End every request, forget everything cached and start with an empty pool; returns the requests."""
+        return self._reset("the engine was reset")
+
     def _reset(self, error: str | None = None, reason: str = "error") -> list[Request]:
         """End every request and start again with an empty pool: the way back from any inconsistent state."""
         requests = list(self.requests.values())

@@ -35,6 +35,7 @@ class EngineThread:
     def __init__(self, engine: EngineCore) -> None:
         self.engine = engine
         self.error: str | None = None  # why the thread has ended, when it was not asked to
+        self.num_integrity_errors = 0  # how often the idle engine found its accounting broken
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._streams: dict[str, Stream] = {}  # of the unfinished requests; the engine thread's
         self._news: deque[Stream] = deque()
@@ -138,8 +139,19 @@ class EngineThread:
         try:
             return self._commands.get(timeout=IDLE_AFTER)
         except Empty:
-            # IDLE
+            while self._tidy() and self._commands.empty():
+                continue
             return self._commands.get()
+
+    def _tidy(self) -> bool:
+        """Do a piece of the engine's idle work; whether there is more. An engine that is found broken starts afresh."""
+        try:
+            return self.engine.idle()
+        except AssertionError as error:
+            self.num_integrity_errors += 1
+            log.critical("the engine's accounting is broken, its cache is thrown away: %s", error)
+            self.engine.reset()
+            return False
 
     def _admit(self, stream: Stream) -> None:
         """Start a stream's requests, unless their client has gone already."""
