@@ -57,9 +57,8 @@ def serve(
         float, typer.Option(help="Seconds for requests in flight after SIGTERM.", rich_help_panel=_SERVER)
     ] = 30.0,
     max_queue: Annotated[
-        int | None,
-        typer.Option(help="Requests that may wait; more get 429.", rich_help_panel=_LIMITS),
-    ] = None,
+        int, typer.Option(help="Completions that may wait; more get 429.", rich_help_panel=_LIMITS)
+    ] = 8192,
     per_key_limit: Annotated[
         int | None, typer.Option(help="Unfinished requests of one key.", rich_help_panel=_LIMITS)
     ] = None,

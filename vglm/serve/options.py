@@ -16,7 +16,7 @@ class ServeOptions:
         host, port: where to listen; port 0 takes a free one. uds: a Unix socket's path instead.
         served_model_names: names that clients may use for the model; empty: the name it was loaded under.
         api_keys: keys that are accepted; api_key_file: more of them, reloaded when the file changes.
-        max_queue: requests that may wait; one more is refused with 429. None: four for each sequence at once, at least 256.
+        max_queue: completions that may wait besides those that run; with more, a request is refused with 429.
         per_key_limit: unfinished requests of one API key.
         max_connections: open connections.
         max_body_bytes, max_header_bytes, max_json_depth: limits of a request.
@@ -36,7 +36,7 @@ class ServeOptions:
     served_model_names: tuple[str, ...] = ()
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     api_key_file: Path | None = None
-    max_queue: int | None = None
+    max_queue: int = 8192
     per_key_limit: int | None = None
     max_connections: int = 16384
     max_body_bytes: int = 32 << 20

@@ -21,6 +21,7 @@ from vglm.errors import ConfigError
 from vglm.llm import LLM
 from vglm.serve.app import create_app
 from vglm.serve.options import ServeOptions
+from vglm.serve.protocol import ConnectionLimits, limited_protocol
 from vglm.serve.serving import Serving
 
 log = logging.getLogger("vglm.serve")
@@ -59,7 +60,7 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             create_app(serving),
             loop="uvloop",
-            http="httptools",
+            http=limited_protocol(_connection_limits(serving.options)),
             ws="none",
             log_config=None,
             access_log=False,
@@ -93,7 +94,7 @@ class Server(uvicorn.Server):
         elif self._signals == 2:
             self._loop.call_soon_threadsafe(self._serving.abort_all)
         else:
-            self._serving.draining = True
+            self._serving.admission.draining = True
             self._loop.call_soon_threadsafe(self._begin_drain)
 
     def _begin_drain(self) -> None:
@@ -108,6 +109,14 @@ class Server(uvicorn.Server):
             serving.abort_all()
             await serving.wait_idle(1.0)
         self.should_exit = True
+
+
+def _connection_limits(options: ServeOptions) -> ConnectionLimits:
+    return ConnectionLimits(
+        header_timeout=options.header_timeout,
+        max_header_bytes=options.max_header_bytes,
+        max_connections=options.max_connections,
+    )
 
 
 def listen(options: ServeOptions) -> socket.socket:

@@ -18,6 +18,7 @@ from vglm.decode.sampling_params import SamplingParams
 from vglm.engine.request import Request, RequestKind, TokenHook
 from vglm.errors import RequestError
 from vglm.prompts import EncodedPrompt, encode_prompts
+from vglm.serve.admission import Admission, Ticket
 from vglm.serve.engine_thread import EngineThread
 from vglm.serve.errors import ApiError
 from vglm.serve.options import ServeOptions
@@ -41,7 +42,8 @@ class Serving:
         self.engine = EngineThread(llm.engine)
         self.model_names = options.served_model_names or (llm.model,)
         self.started = time.time()
-        self.draining = False  # no request is taken any more
+        max_running = llm.options.max_num_seqs
+        self.admission = Admission(max_running, options.max_queue, options.per_key_limit)
         self._active: set[Stream] = set()
         self._idle = asyncio.Event()
         self._ids = itertools.count()
@@ -130,16 +132,27 @@ class Serving:
 
         Raises ApiError (429, 503) when there is no room, and EngineDeadError.
         """
-        if self.draining:
-            raise ApiError(503, "the server is shutting down", headers={"retry-after": "10"})
-        self.engine.submit(stream)
+        key: str | None = getattr(http.state, "api_key_name", None)
+        limit: int | None = getattr(http.state, "api_key_limit", None)
+        ticket = self.admission.admit(key, weight=stream.num_choices, key_limit=limit)
+        try:
+            self.engine.submit(stream)
+        except BaseException:
+            ticket.release()
+            raise
         self._active.add(stream)
-        return lambda: self._close(stream)
+        return lambda: self._close(stream, ticket)
 
-    def _close(self, stream: Stream) -> None:
+    def _close(self, stream: Stream, ticket: Ticket) -> None:
+        ticket.release()
         self._active.discard(stream)
         if not self._active:
             self._idle.set()
+
+    @property
+    def draining(self) -> bool:
+        """Whether no request is taken any more."""
+        return self.admission.draining
 
     @property
     def num_active(self) -> int:

@@ -146,6 +146,11 @@ class Stream:
         return self.aborted is not None or all(request.finished or request.error for request in self.requests)
 
     @property
+    def num_choices(self) -> int:
+        """Completions in all."""
+        return len(self._lanes)
+
+    @property
     def num_output_tokens(self) -> int:
         """Tokens generated so far."""
         return sum(len(lane.sequence.output_token_ids) for lane in self._lanes)
