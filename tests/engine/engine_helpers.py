@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from tiny_model import HIDDEN, VOCAB, TinyModel, TinyStorage
@@ -22,19 +23,32 @@ def make_engine(
     max_model_len: int | None = None,
     eos: tuple[int, ...] = (),
     prefix_caching: bool = True,
+    max_wait: float = 10.0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> EngineCore:
     storage = TinyStorage(num_blocks, block_size)
     config = EngineConfig(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         max_model_len=max_model_len or num_blocks * block_size,
+        max_wait=max_wait,
         vocab_size=VOCAB,
         hidden_size=HIDDEN,
         eos_token_ids=eos,
         model_id="tiny",
         enable_prefix_caching=prefix_caching,
     )
-    return EngineCore(TinyModel(storage), BlockPool(num_blocks, block_size, storage), config)
+    return EngineCore(TinyModel(storage), BlockPool(num_blocks, block_size, storage), config, clock)
+
+
+class Clock:
+    """A clock that stands still until it is moved; EngineCore takes 0.0 for "not yet"."""
+
+    def __init__(self) -> None:
+        self.now = 1.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 def model_of(engine: EngineCore) -> TinyModel:
