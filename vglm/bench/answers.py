@@ -204,7 +204,7 @@ def _choices(document: Any) -> list[Any]:
     """The choices of an answer or an event. Raises RequestFailure when it is an error or something else."""
     if isinstance(document, dict):
         if document.get("error"):
-            raise RequestFailure("error event", _describe(document["error"]))
+            raise RequestFailure("error", _describe(document["error"]))
         choices = document.get("choices")
         if isinstance(choices, list):
             return choices

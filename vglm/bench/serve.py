@@ -273,7 +273,7 @@ def _raise_file_limit(plan: Plan) -> None:
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's event loop where it is installed, which costs about half of the standard one."""
+    """uvloop's event loop where it is installed."""
     try:
         factory: Callable[[], asyncio.AbstractEventLoop] = import_module("uvloop").new_event_loop
     except ModuleNotFoundError:
