@@ -10,6 +10,7 @@ from vglm.decode.sampling_params import SamplingParams
 
 MAX_N = 1024
 MAX_INT32 = 2**31 - 1
+MAX_LOGPROBS = 20  # best tokens for each token, as in vLLM: a whole vocabulary for each would fill the memory
 SERVED_MARK = "x-served"
 
 
@@ -23,11 +24,13 @@ def served(fact: str) -> dict[str, JsonValue]:
     return {SERVED_MARK: fact}
 
 
-Int = Annotated[int, BeforeValidator(_whole)]
-Count = Annotated[Int, Field(ge=1, le=MAX_INT32)]
+# Stands after the bounds, as in Annotated[int, Field(ge=1), Whole]: before them, they would not reach the OpenAPI document.
+Whole = BeforeValidator(_whole)
+Int = Annotated[int, Whole]
+Count = Annotated[int, Field(ge=1, le=MAX_INT32), Whole]
 ModelName = Annotated[str, Field(json_schema_extra=served("model_names"))]
-TokenId = Annotated[Int, Field(ge=0, le=MAX_INT32, json_schema_extra=served("token_id"))]
-Priority = Annotated[Int, Field(ge=-100, le=100)] | Literal["high", "normal", "low"] | None
+TokenId = Annotated[int, Field(ge=0, le=MAX_INT32, json_schema_extra=served("token_id")), Whole]
+Priority = Annotated[int, Field(ge=-100, le=100), Whole] | Literal["high", "normal", "low"] | None
 StopString = Annotated[str, Field(min_length=1)]
 Stop = StopString | Annotated[list[StopString], Field(max_length=64)] | None
 
@@ -54,10 +57,10 @@ class StreamOptions(Body):
 class SamplingFields(Body):
     """Sampling parameters of completions and chat completions."""
 
-    n: Annotated[Int, Field(ge=1, le=MAX_N, json_schema_extra=served("n"))] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_N, json_schema_extra=served("n")), Whole] | None = None
     temperature: Annotated[float, Field(ge=0, le=1e6)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    seed: Annotated[Int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1), Whole] | None = None
     stop: Stop = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -66,15 +69,15 @@ class SamplingFields(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     # beyond OpenAI, with vLLM's names
-    top_k: Annotated[Int, Field(ge=-1, le=MAX_INT32)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=MAX_INT32), Whole] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=1e6)] | None = None
-    min_tokens: Annotated[Int, Field(ge=0, le=MAX_INT32)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=MAX_INT32), Whole] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=1024)] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
-    prompt_logprobs: Annotated[Int, Field(ge=-1, le=MAX_INT32)] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), Whole] | None = None
     return_tokens_as_token_ids: bool | None = None
     return_token_ids: bool | None = None
     priority: Priority = None

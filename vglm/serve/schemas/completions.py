@@ -6,7 +6,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from vglm.serve.schemas.common import Answer, Int, ModelName, SamplingFields, TokenId, Usage, served
+from vglm.serve.schemas.common import (
+    MAX_LOGPROBS,
+    Answer,
+    ModelName,
+    SamplingFields,
+    TokenId,
+    Usage,
+    Whole,
+    served,
+)
 
 TokenIds = Annotated[list[TokenId], Field(min_length=1, json_schema_extra=served("token_ids"))]
 Prompt = (
@@ -22,10 +31,10 @@ class CompletionRequest(SamplingFields):
 
     model: ModelName | None = None
     prompt: Prompt
-    max_tokens: Annotated[Int, Field(ge=0, le=2**31 - 1)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=2**31 - 1), Whole] | None = None
     echo: bool | None = None
-    logprobs: Annotated[Int, Field(ge=0, le=2**31 - 1)] | None = None
-    best_of: Annotated[Int, Field(ge=1, le=1024, json_schema_extra=served("n"))] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), Whole] | None = None
+    best_of: Annotated[int, Field(ge=1, le=1024, json_schema_extra=served("n")), Whole] | None = None
     suffix: str | None = None
     add_special_tokens: bool | None = None
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from vglm.serve.schemas.common import Answer, Body, Int, ModelName, Priority, served
+from vglm.serve.schemas.common import Answer, Body, ModelName, Priority, Whole, served
 from vglm.serve.schemas.completions import Prompt
 
 
@@ -16,7 +16,7 @@ class EmbeddingRequest(Body):
     model: ModelName | None = None
     input: Prompt
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[Int, Field(ge=1, json_schema_extra=served("dimensions"))] | None = Field(
+    dimensions: Annotated[int, Field(ge=1, json_schema_extra=served("dimensions")), Whole] | None = Field(
         default=None,
         description="The model's own number of dimensions; it was not trained to be cut shorter.",
     )
