@@ -29,6 +29,7 @@ from vglm.serve.streams import AbortedError, ClientGoneError, Increment, Stream,
 if TYPE_CHECKING:
     from vglm.llm import LLM
 
+MAX_CHOICES = 4096  # completions of one HTTP request, which is prepared in the event loop
 OFFLOAD_ABOVE = 4096  # characters of text whose tokenising would hold up the event loop
 T = TypeVar("T")
 
@@ -98,16 +99,16 @@ class Serving:
         `targets`: the continuation of each prompt, for SCORE requests. `options` go to `EngineCore.prepare_request`.
         Raises RequestError when one of them cannot be served.
         """
+        many = [params] * len(prompts) if isinstance(params, SamplingParams) else params
+        self._check_n([own.n for own in many])
         request_id = self.request_id(http)
         requests: list[Request] = []
         detokenizers: list[list[Detokenizer]] = []
-        for i, prompt in enumerate(prompts):
-            own = params if isinstance(params, SamplingParams) else params[i]
-            self._check_n(own.n)
+        for i, (prompt, own) in enumerate(zip(prompts, many, strict=True)):
             of_prompt = [Detokenizer(self.llm.tokenizer, prompt.token_ids, own) for _ in range(own.n)]
             hook: TokenHook | None = TextHook(of_prompt) if own.stop_strings else None
-            requests.append(
-                self.llm.engine.prepare_request(
+            try:
+                request = self.llm.engine.prepare_request(
                     f"{request_id}-{next(self._ids)}",
                     prompt.token_ids,
                     own,
@@ -117,15 +118,24 @@ class Serving:
                     on_token=hook,
                     **options,
                 )
-            )
+            except RequestError as error:
+                if len(prompts) == 1 or error.param not in ("prompt", "continuation"):
+                    raise
+                raise RequestError(f"prompt {i}: {error}", error.param) from error
+            requests.append(request)
             detokenizers.append(of_prompt)
         most = None if self.options.coalesce else 1
         return Stream(requests, detokenizers, incremental=stream, most=most)
 
-    def _check_n(self, n: int) -> None:
-        most = self.llm.options.max_num_seqs
+    def _check_n(self, counts: Sequence[int]) -> None:
+        most, n = self.llm.options.max_num_seqs, max(counts)
         if n > most:
             raise RequestError(f"n is {n}, but this server runs at most {most} sequences at once", "n")
+        if sum(counts) > MAX_CHOICES:
+            raise RequestError(
+                f"{sum(counts)} completions are asked for (n for each prompt), but at most {MAX_CHOICES} in one request",
+                "n",
+            )
 
     def submit(self, http: HttpRequest, stream: Stream) -> Callable[[], None]:
         """Hand a stream to the engine. Returns what must be called when its answer has ended.
