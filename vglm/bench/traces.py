@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -96,32 +97,40 @@ class Trace:
 
 def read_trace(file: Path) -> Lengths:
     """Lengths from a CSV with columns ContextTokens and GeneratedTokens; ConfigError names bad lines."""
-    prompts, outputs = [], []
-    with file.open(newline="", encoding="utf-8", errors="replace") as lines:
-        reader = csv.DictReader(lines)
-        if not {_CONTEXT, _GENERATED} <= set(reader.fieldnames or ()):
-            raise ConfigError(f"{file}: the first line must name the columns {_CONTEXT} and {_GENERATED}")
-        for row in reader:
-            prompt, output = _csv_lengths(row, f"{file}, line {reader.line_num}")
-            prompts.append(prompt)
-            outputs.append(output)
-    return Lengths(file.name, prompts, outputs)
+    missing = f"{file}: the first line must name the columns {_CONTEXT} and {_GENERATED}"
+    lengths = [_csv_lengths(row, where) for where, row in _csv_rows(file, {_CONTEXT, _GENERATED}, missing)]
+    return Lengths(file.name, [prompt for prompt, _ in lengths], [output for _, output in lengths])
 
 
 def read_arrivals(file: Path) -> Trace:
     """A trace with arrivals, in the format of Azure (CSV) or of Mooncake (JSON lines), told apart by its first byte.
 
-    ConfigError names the line of whatever is malformed.
+    ConfigError names the line of whatever is malformed, which includes arrivals that are not in order.
     """
     with file.open("rb") as opened:
         first = opened.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-    requests = _read_mooncake(file) if first == b"{" else _read_azure(file)
+    requests: list[TracedRequest] = []
+    for where, request in _read_mooncake(file) if first == b"{" else _read_azure(file):
+        if requests and request.arrival < requests[-1].arrival:
+            raise ConfigError(f"{where}: it arrives before the request above it; sort the trace by time")
+        requests.append(request)
     if not requests:
         raise ConfigError(f"{file}: the trace has no requests")
-    for i in range(1, len(requests)):
-        if requests[i].arrival < requests[i - 1].arrival:
-            raise ConfigError(f"{file}: request {i + 1} arrives before request {i}; sort the trace by time")
-    return Trace(file.name, requests)
+    begin = requests[0].arrival
+    return Trace(file.name, [replace(request, arrival=request.arrival - begin) for request in requests])
+
+
+def _csv_rows(file: Path, columns: set[str], missing: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where each row is, and the row. Raises ConfigError, with the text `missing` when columns are."""
+    with file.open(newline="", encoding="utf-8-sig", errors="replace") as lines:
+        reader = csv.DictReader(lines)
+        try:
+            if not columns <= set(reader.fieldnames or ()):
+                raise ConfigError(missing)
+            for row in reader:
+                yield f"{file}, line {reader.line_num}", row
+        except csv.Error as error:
+            raise ConfigError(f"{file}, line {reader.line_num + 1}: {error}") from None
 
 
 def _csv_lengths(row: dict[str, Any], where: str) -> tuple[int, int]:
@@ -134,37 +143,29 @@ def _csv_lengths(row: dict[str, Any], where: str) -> tuple[int, int]:
     return prompt, output
 
 
-def _read_azure(file: Path) -> list[TracedRequest]:
-    requests: list[TracedRequest] = []
+def _read_azure(file: Path) -> Iterator[tuple[str, TracedRequest]]:
+    missing = (
+        f"{file}: neither JSON lines with timestamp, input_length and output_length, nor CSV whose first line names "
+        f"the columns {_TIMESTAMP}, {_CONTEXT} and {_GENERATED}"
+    )
     begin: datetime | None = None
-    with file.open(newline="", encoding="utf-8-sig", errors="replace") as lines:
-        reader = csv.DictReader(lines)
-        if not {_TIMESTAMP, _CONTEXT, _GENERATED} <= set(reader.fieldnames or ()):
-            raise ConfigError(
-                f"{file}: neither JSON lines with timestamp, input_length and output_length, nor CSV whose first "
-                f"line names the columns {_TIMESTAMP}, {_CONTEXT} and {_GENERATED}"
-            )
-        for row in reader:
-            where = f"{file}, line {reader.line_num}"
-            prompt, output = _csv_lengths(row, where)
-            try:
-                time = datetime.fromisoformat(row[_TIMESTAMP].strip())
-                begin = begin or time
-                arrival = (time - begin).total_seconds()
-            except (AttributeError, TypeError, ValueError):
-                raise ConfigError(f"{where}: {row[_TIMESTAMP]!r} is no time like the others") from None
-            requests.append(TracedRequest(arrival, prompt, output))
-    return requests
+    for where, row in _csv_rows(file, {_TIMESTAMP, _CONTEXT, _GENERATED}, missing):
+        prompt, output = _csv_lengths(row, where)
+        try:
+            time = datetime.fromisoformat(row[_TIMESTAMP].strip())
+            begin = begin or time
+            arrival = (time - begin).total_seconds()
+        except (AttributeError, TypeError, ValueError):
+            raise ConfigError(f"{where}: {row[_TIMESTAMP]!r} is no time like the others") from None
+        yield where, TracedRequest(arrival, prompt, output)
 
 
-def _read_mooncake(file: Path) -> list[TracedRequest]:
-    requests: list[TracedRequest] = []
+def _read_mooncake(file: Path) -> Iterator[tuple[str, TracedRequest]]:
     with file.open(encoding="utf-8-sig", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                requests.append(_mooncake_line(line, f"{file}, line {number}"))
-    begin = requests[0].arrival if requests else 0.0
-    return [replace(request, arrival=request.arrival - begin) for request in requests]
+                where = f"{file}, line {number}"
+                yield where, _mooncake_line(line, where)
 
 
 def _mooncake_line(line: str, where: str) -> TracedRequest:
