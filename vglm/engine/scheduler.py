@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left, insort
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from vglm.engine.block_manager import BlockManager
@@ -91,9 +91,9 @@ class Scheduler:
     or asked for by somebody who arrived, more than max_wait ago), the earliest first; then class decides, the
     waiting before running ones of a worse class.
 
-    **Parked sequences** become overdue like others. From then on the one that computes their spans counts as
-    late and as started overdue, and after 2 * max_wait they wait for it no longer: the bound that WaitingQueue
-    states holds for them with 2 * max_wait in the place of max_wait.
+    **Parked sequences** lend their class to the one that computes their spans. They become overdue like
+    others; from then on it counts as late and as started overdue, and after 2 * max_wait they wait for it no
+    longer: the bound that WaitingQueue states holds for them with 2 * max_wait in the place of max_wait.
 
     `token_budget` and `max_running` may be lowered from the configured limits while the engine runs.
     """
@@ -154,15 +154,15 @@ class Scheduler:
         plan = _Plan(self.clock())
         self._keep_running(plan)
         plan.spare = max(0, self.token_budget - len(plan.tokens))
+        prefilling = {s: s.request.priority for s in plan.tokens if s.num_tokens - s.num_computed > 1}
         if self.num_parked:
-            self._mind_parked(plan.now)
-        prefilling = [s for s in plan.tokens if s.num_tokens - s.num_computed > 1]
+            prefilling = self._mind_parked(plan.now, prefilling)
         self._serve_late(plan, prefilling)
-        for sequence in prefilling:
-            self._admit(plan, sequence.request.priority)
+        for sequence, priority in prefilling.items():
+            self._admit(plan, ahead_of=priority)
             if sequence in plan.tokens:
                 plan.give(sequence, plan.spare)
-        self._admit(plan, MAX_PRIORITY + 1)
+        self._admit(plan, ahead_of=MAX_PRIORITY + 1)
         return list(plan.tokens.items())
 
     def _keep_running(self, plan: _Plan) -> None:
@@ -184,19 +184,25 @@ class Scheduler:
                 return sequence
         return max(self.running, key=lambda sequence: sequence.order[1:])
 
-    def _mind_parked(self, now: float) -> None:
-        """See the class: who keeps an overdue sequence waiting is late itself, and waited for only so long."""
+    def _mind_parked(self, now: float, prefilling: dict[Sequence, int]) -> dict[Sequence, int]:
+        """See the class: who computes for others is as urgent as they are, and they wait only so long.
+
+        Takes and returns {sequence: class to serve it as}, in the order of serving.
+        """
         for sequence, owner in self.in_flight.parked():
             if self.waiting.is_overdue(sequence, now):
                 owner.overdue = True
                 if not self._may_park(sequence, now):
                     self.in_flight.unpark(sequence)
                     self.waiting.add(sequence)
+            if owner in prefilling:
+                prefilling[owner] = min(prefilling[owner], sequence.request.priority)
+        return dict(sorted(prefilling.items(), key=lambda item: (item[1], item[0].order)))
 
     def _may_park(self, sequence: Sequence, now: float) -> bool:
         return now - sequence.waiting_since <= 2 * self.config.max_wait
 
-    def _serve_late(self, plan: _Plan, prefilling: list[Sequence]) -> None:
+    def _serve_late(self, plan: _Plan, prefilling: Iterable[Sequence]) -> None:
         latest = plan.now - self.config.max_wait
         late = [s for s in prefilling if s.overdue or s.request.queued_time < latest]
         share = plan.spare // 2
