@@ -77,6 +77,7 @@ class ServeLoad:
     metrics: bool = False
 
     def __post_init__(self) -> None:
+        _ = self.path  # refuses what is no endpoint
         if self.request_rate is not None and self.trace is not None:
             raise ConfigError("a trace has its own arrivals; give either --request-rate or --trace")
         for name in ("trace_speedup", "trace_duration", "timeout"):
@@ -236,7 +237,7 @@ def _plan(work: ServeLoad, trace: Trace | None) -> tuple[Plan, str]:
         times = gamma_arrivals(count, work.request_rate, work.burstiness, work.seed).tolist()
         words = f"{work.request_rate:g} requests/s, burstiness {work.burstiness:g}{bound}"
         return Plan(count=count, arrivals=times, concurrency=work.concurrency, **common), words
-    concurrency = work.concurrency or DEFAULT_CONCURRENCY
+    concurrency = min(work.concurrency or DEFAULT_CONCURRENCY, count)
     return Plan(count=count, concurrency=concurrency, **common), f"{concurrency:,} at once"
 
 
