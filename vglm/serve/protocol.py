@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import httptools
 from starlette.types import Scope
@@ -44,7 +45,9 @@ class ConnectionLimits:
 
 def limited_protocol(limits: ConnectionLimits) -> type[LimitedProtocol]:
     """The class to give to `uvicorn.Config(http=...)`."""
-    return type("LimitedProtocol", (LimitedProtocol,), {"limits": limits, "next_warning": 0.0})
+    return type(
+        "LimitedProtocol", (LimitedProtocol,), {"limits": limits, "next_warning": 0.0, "refused": Counter()}
+    )
 
 
 def abort_connection(scope: Scope) -> None:
@@ -73,6 +76,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     limits = ConnectionLimits()
     next_warning = 0.0  # event loop's time
+    refused: ClassVar[Counter[int]] = Counter()  # by status; 0 is a connection closed without an answer
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -91,6 +95,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         excess = len(self.connections) - self.limits.max_connections
         if excess > RESERVE:
+            self.refused[0] += 1
             transport.abort()
         elif excess > 0:
             self._warn_of_connections()
@@ -245,6 +250,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _refuse(self, status: int, message: str, headers: bytes = b"") -> None:
         """Answer with an error in OpenAI's shape and close, giving the client a moment to read it."""
+        self.refused[status] += 1
+        log.debug("a connection is refused: %d %s", status, message)
         self._stop_head_timer()
         self._unset_keepalive_if_required()
         body = error_body(status, message)
