@@ -152,3 +152,11 @@ def test_refusals_name_the_messages() -> None:
     with pytest.raises(RequestError) as caught:
         chat_format().encode([*user("x"), {"content": "x"}])
     assert caught.value.param == "messages.1"
+
+
+def test_endless_nesting_is_refused() -> None:
+    nested: list[object] = []
+    for _ in range(5000):
+        nested = [nested]
+    with pytest.raises(RequestError, match="nested too deeply"):
+        chat_format().encode(user("x"), deep=nested)

@@ -100,14 +100,17 @@ class ChatFormat:
         variables: Mapping[str, Any],
     ) -> str:
         """The template's text, in which what messages spell is still hidden."""
-        messages = self._hidden.hide(messages)
+        try:
+            messages, tools, variables = map(self._hidden.hide, (messages, tools, variables))
+        except RecursionError as error:
+            raise RequestError("messages, tools or variables are nested too deeply") from error
         if continue_final_message:
             messages = _marked(messages)
         text = self._template.render(
             messages,
-            tools=self._hidden.hide(tools),
+            tools=tools,
             add_generation_prompt=add_generation_prompt and not continue_final_message,
-            **self._hidden.hide(variables),
+            **variables,
         )
         if not continue_final_message:
             return text

@@ -28,6 +28,7 @@ from vglm.serve.streams import AbortedError, ClientGoneError, Increment, Stream,
 
 if TYPE_CHECKING:
     from vglm.llm import LLM
+    from vglm.serve.tools import ToolUse
 
 MAX_CHOICES = 4096  # completions of one HTTP request, which is prepared in the event loop
 OFFLOAD_ABOVE = 4096  # characters of text whose tokenising would hold up the event loop
@@ -77,7 +78,7 @@ class Serving:
         except RequestError as error:
             raise ApiError(400, str(error), param=param) from error
 
-    async def request_options(self, body: SamplingFields) -> dict[str, Any]:
+    async def request_options(self, body: SamplingFields, tools: ToolUse | None = None) -> dict[str, Any]:
         """What a body says about a request besides its prompt and sampling."""
         return {"priority": body.priority or 0}
 

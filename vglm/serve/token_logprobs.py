@@ -69,6 +69,20 @@ def _top(entry: TokenLogprobs, names: TokenNames, num_top: int) -> dict[str, flo
     return top
 
 
+def chat_logprobs(entries: Sequence[TokenLogprobs], names: TokenNames, num_top: int) -> dict[str, Any]:
+    """The form of /v1/chat/completions (see `ChatLogprobs`)."""
+
+    def named(token_id: int, logprob: float) -> dict[str, Any]:
+        return {"token": names(token_id), "logprob": finite(logprob), "bytes": names.utf8(token_id)}
+
+    content = []
+    for entry in entries:
+        best = zip(entry.top_ids[:num_top], entry.top_logprobs[:num_top], strict=True)
+        top = [named(token, logprob) for token, logprob in best]
+        content.append({**named(entry.token_id, entry.logprob), "top_logprobs": top})
+    return {"content": content}
+
+
 def prompt_logprobs(request: Request, names: TokenNames) -> list[dict[str, Any] | None] | None:
     """The form of vLLM's `prompt_logprobs`: {token id: {logprob, rank, decoded_token}} for each token of the prompt."""
     if request.params.prompt_logprobs is None:
