@@ -121,6 +121,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """Parse what has come, within the limits of a head."""
         if self._lingering:
             return
+        self._unset_keepalive_if_required()  # or the last answer's timer would close the connection within the next one
         if self._head_timer is None and not self._answering:
             self._await_head()
         self._head_bytes += len(data)
