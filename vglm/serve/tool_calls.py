@@ -157,10 +157,10 @@ class ToolCallReader:
 
     def _read_arguments(self, pieces: list[Piece]) -> bool:
         end = self._end.find(self._pending)
-        piece = self._pending[:end]
-        if piece:
-            self._add(piece, pieces)
-        self._pending = self._pending[len(piece) :]
+        read = self._pending[:end]
+        if read:
+            self._add(read, pieces)
+        self._pending = self._pending[len(read) :]
         if end is None:
             return False
         self.calls[-1].done = True
@@ -168,10 +168,10 @@ class ToolCallReader:
         return True
 
     def _read_tail(self, _: list[Piece]) -> bool:
-        _, mark, after = self._pending.partition(CLOSE)
-        if not mark:
+        end = self._pending.find(CLOSE)
+        if end < 0:
             return False
-        self._pending = after
+        self._pending = self._pending[end + len(CLOSE) :]
         self._after_call = True
         self._read = self._read_text
         return True

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from vglm.serve.schemas.common import Answer, Body, Count, Int, ModelName, SamplingFields, Usage
+from vglm.serve.schemas.common import Answer, Body, CompletionFields, Count, Int, ModelName, Usage
 from vglm.serve.schemas.structured import StructuredFields
 from vglm.serve.schemas.tools import (
     MAX_TOOLS,
@@ -93,7 +93,7 @@ class ToolMessage(Body):
 Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
 
 
-class ChatRequest(SamplingFields, StructuredFields):
+class ChatRequest(CompletionFields, StructuredFields):
     """Answer a conversation."""
 
     model: ModelName | None = None

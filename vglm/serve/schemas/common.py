@@ -33,6 +33,10 @@ TokenId = Annotated[int, Field(ge=0, le=MAX_INT32, json_schema_extra=served("tok
 Priority = Annotated[int, Field(ge=-100, le=100), Whole] | Literal["high", "normal", "low"] | None
 StopString = Annotated[str, Field(min_length=1)]
 Stop = StopString | Annotated[list[StopString], Field(max_length=64)] | None
+LogitBias = Annotated[
+    dict[str, Annotated[float, Field(ge=-100, le=100)]],
+    Field(json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,10}$"}}),
+]
 
 
 class Body(BaseModel):
@@ -55,19 +59,16 @@ class StreamOptions(Body):
 
 
 class SamplingFields(Body):
-    """Sampling parameters of completions and chat completions."""
+    """Sampling parameters, and what else a client may say about any generation."""
 
-    n: Annotated[int, Field(ge=1, le=MAX_N, json_schema_extra=served("n")), Whole] | None = None
     temperature: Annotated[float, Field(ge=0, le=1e6)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1), Whole] | None = None
     stop: Stop = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: LogitBias | None = None
     user: str | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
     # beyond OpenAI, with vLLM's names
     top_k: Annotated[int, Field(ge=-1, le=MAX_INT32), Whole] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -87,11 +88,23 @@ class SamplingFields(Body):
 
         Raises RequestError that names the parameter.
         """
-        given = {name: getattr(self, name) for name in _COPIED}
+        given = {name: getattr(self, name) for name in _COPIED if name in type(self).model_fields}
         if self.logit_bias is not None:
             given["logit_bias"] = token_biases(self.logit_bias)
         given.update(fields)
         return SamplingParams(**{name: value for name, value in given.items() if value is not None})
+
+
+class CompletionFields(SamplingFields):
+    """What completions and chat completions share."""
+
+    n: Annotated[int, Field(ge=1, le=MAX_N, json_schema_extra=served("n")), Whole] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    # beyond OpenAI, with vLLM's names
+    prompt_logprobs: Annotated[int, Field(ge=-1, le=MAX_LOGPROBS), Whole] | None = None
+    return_tokens_as_token_ids: bool | None = None
+    return_token_ids: bool | None = None
 
     @property
     def wants_usage(self) -> bool:

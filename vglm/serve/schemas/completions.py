@@ -4,29 +4,39 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, JsonValue
 
 from vglm.serve.schemas.common import (
     MAX_LOGPROBS,
     Answer,
+    CompletionFields,
     ModelName,
-    SamplingFields,
     TokenId,
     Usage,
     Whole,
     served,
 )
 
+MAX_PROMPTS = 2048  # in one request, as OpenAI has it for embeddings
+
 TokenIds = Annotated[list[TokenId], Field(min_length=1, json_schema_extra=served("token_ids"))]
+Text = Annotated[str, Field(json_schema_extra=served("text"))]
 Prompt = (
-    str
+    Text
     | TokenIds
-    | Annotated[list[str], Field(min_length=1, max_length=4096)]
-    | Annotated[list[TokenIds], Field(min_length=1, max_length=4096)]
+    | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
+    | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
 )
 
 
-class CompletionRequest(SamplingFields):
+_EXAMPLES: list[JsonValue] = [
+    {"prompt": "The capital of France is", "max_tokens": 8},
+    {"prompt": "Once", "max_tokens": 8, "stream": True, "stream_options": {"include_usage": True}},
+    {"prompt": [[504, 3575], [504]], "max_tokens": 1, "echo": True, "logprobs": 1},
+]
+
+
+class CompletionRequest(CompletionFields):
     """Complete a prompt, or several."""
 
     model: ModelName | None = None
@@ -34,13 +44,15 @@ class CompletionRequest(SamplingFields):
     max_tokens: Annotated[int, Field(ge=0, le=2**31 - 1), Whole] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), Whole] | None = None
-    best_of: Annotated[int, Field(ge=1, le=1024, json_schema_extra=served("n")), Whole] | None = None
-    suffix: str | None = None
+    best_of: Annotated[int, Field(ge=1, le=1024, json_schema_extra=served("n")), Whole] | None = Field(
+        default=None, description="The value of n, if it is given at all."
+    )
+    suffix: Annotated[str, Field(json_schema_extra={"maxLength": 0})] | None = Field(
+        default=None, description="Not supported."
+    )
     add_special_tokens: bool | None = None
 
-    model_config = ConfigDict(
-        json_schema_extra={"example": {"prompt": "The capital of France is", "max_tokens": 8}}
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": _EXAMPLES})
 
 
 class CompletionLogprobs(Answer):
