@@ -116,11 +116,14 @@ def _facts(serving: Serving) -> dict[str, dict[str, Any]]:
     """What the marks in the schemas stand for (see `vglm.serve.schemas.common.served`)."""
     config = serving.llm.engine.config
     names = list(serving.model_names)
+    tokenizer = serving.llm.tokenizer
+    says_something = bool(tokenizer.prefix_ids or tokenizer.suffix_ids)  # even an empty text has tokens then
     return {
         "model_names": {"enum": ["", *names]},  # an empty name is the first one
         "model_name": {"enum": names},
         "token_id": {"maximum": config.vocab_size - 1},
         "token_ids": {"maxItems": config.max_model_len},
+        "text": {"minLength": 0 if says_something else 1},
         "n": {"maximum": config.max_num_seqs},
         "dimensions": {"minimum": config.hidden_size, "maximum": config.hidden_size},
     }

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from vglm.serve.schemas.common import Answer, Body, CompletionFields, Count, Int, ModelName, Usage
+from vglm.serve.schemas.common import Answer, Body, CompletionFields, Count, ModelName, Usage, Whole
 from vglm.serve.schemas.structured import StructuredFields
 from vglm.serve.schemas.tools import (
     MAX_TOOLS,
@@ -103,7 +103,7 @@ class ChatRequest(CompletionFields, StructuredFields):
     )
     max_tokens: Count | None = Field(default=None, description="The older name of max_completion_tokens.")
     logprobs: bool | None = None
-    top_logprobs: Annotated[Int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS), Whole] | None = None
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolMode | NamedToolChoice | None = None
     parallel_tool_calls: bool | None = None
