@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from vglm import __version__
-from vglm.serve import chat, completions, embeddings, info, score, tokens
+from vglm.serve import chat, completions, embeddings, info, responses, score, tokens
 from vglm.serve.auth import OPEN_PATHS, ApiKeys, Authentication
 from vglm.serve.errors import install_error_handlers
 from vglm.serve.limits import BodyLimits, RequestTimeout
@@ -19,7 +19,15 @@ from vglm.serve.openapi import document
 from vglm.serve.options import ServeOptions
 from vglm.serve.serving import Serving
 
-ROUTERS = (completions.router, chat.router, embeddings.router, score.router, tokens.router, info.router)
+ROUTERS = (
+    completions.router,
+    chat.router,
+    responses.router,
+    embeddings.router,
+    score.router,
+    tokens.router,
+    info.router,
+)
 
 
 def create_app(serving: Serving) -> FastAPI:

@@ -16,7 +16,7 @@ from vglm.serve import conversation
 from vglm.serve.errors import params_named
 from vglm.serve.schemas.chat import AssistantMessage, ChatAnswer, ChatRequest
 from vglm.serve.schemas.common import MAX_INT32
-from vglm.serve.serving import Serving, answer, of
+from vglm.serve.serving import Serving, answer, of, refuse_given
 from vglm.serve.sse import DONE, event
 from vglm.serve.streams import Increment, Stream
 from vglm.serve.token_logprobs import TokenNames, chat_logprobs, prompt_logprobs
@@ -63,9 +63,7 @@ async def chat_completions(body: ChatRequest, http: HttpRequest) -> Response:
 
 
 def _params(body: ChatRequest) -> SamplingParams:
-    for name, instead in NOT_SUPPORTED.items():
-        if (body.model_extra or {}).get(name) is not None:
-            raise RequestError(f"{name} is not supported: {instead}", name)
+    refuse_given(body, NOT_SUPPORTED)
     if body.top_logprobs is not None and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs: true", "top_logprobs")
     if body.add_generation_prompt and body.continue_final_message:

@@ -16,12 +16,14 @@ from vglm.serve.auth import OPEN_PATHS
 from vglm.serve.schemas.chat import ChatChunk
 from vglm.serve.schemas.common import SERVED_MARK, ErrorAnswer
 from vglm.serve.schemas.completions import CompletionAnswer
+from vglm.serve.schemas.responses import ResponseStreamEvent
 from vglm.serve.serving import Serving
 
 #: By path, what the data of the events is where an operation can answer with a stream of them.
 EVENTS: dict[str, Any] = {
     "/v1/completions": CompletionAnswer | ErrorAnswer,
     "/v1/chat/completions": ChatChunk | ErrorAnswer,
+    "/v1/responses": ResponseStreamEvent,
 }
 
 _REF = "#/components/schemas/"

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
@@ -125,7 +125,7 @@ class Serving:
                 raise RequestError(f"prompt {i}: {error}", error.param) from error
             requests.append(request)
             detokenizers.append(of_prompt)
-        most = None if self.options.coalesce else 1
+        most = 1 if stream and not self.options.coalesce else None
         return Stream(requests, detokenizers, incremental=stream, most=most)
 
     def _check_n(self, counts: Sequence[int]) -> None:
@@ -220,6 +220,13 @@ def of(http: HttpRequest) -> Serving:
 def answer(body: BaseModel, status: int = 200) -> Response:
     """A body as the answer: what was given to it, nulls included, and nothing else."""
     return Response(body.model_dump_json(exclude_unset=True), status, media_type="application/json")
+
+
+def refuse_given(body: BaseModel, reasons: Mapping[str, str]) -> None:
+    """Raises RequestError when a body has one of these fields, which would mean something but is not supported."""
+    for name, reason in reasons.items():
+        if (body.model_extra or {}).get(name) is not None:
+            raise RequestError(f"{name} is not supported: {reason}", name)
 
 
 async def offload(size: int, function: Callable[..., T], *args: Any) -> T:

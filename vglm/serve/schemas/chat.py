@@ -14,6 +14,7 @@ from vglm.serve.schemas.tools import (
     AnsweredCall,
     CallDelta,
     EarlierCall,
+    FunctionsOnly,
     NamedToolChoice,
     Tool,
     ToolMode,
@@ -23,7 +24,8 @@ MAX_TOP_LOGPROBS = 20
 MAX_MESSAGES = 1 << 16
 
 
-def _text_only(value: Any) -> Any:
+def text_only(value: Any) -> Any:
+    """Say of a part that is no text what is wrong with it."""
     kind = value.get("type") if isinstance(value, dict) else None
     if isinstance(kind, str) and kind not in ("text", "input_text", "output_text", "refusal"):
         raise PydanticCustomError(
@@ -48,10 +50,10 @@ class RefusalPart(Body):
     refusal: str
 
 
-Text = Annotated[TextPart, BeforeValidator(_text_only)]
+Text = Annotated[TextPart, BeforeValidator(text_only)]
 Content = str | Annotated[list[Text], Field(min_length=1, max_length=4096)]
 AssistantPart = Annotated[
-    Annotated[TextPart | RefusalPart, Field(discriminator="type")], BeforeValidator(_text_only)
+    Annotated[TextPart | RefusalPart, Field(discriminator="type")], BeforeValidator(text_only)
 ]
 
 
@@ -104,7 +106,7 @@ class ChatRequest(CompletionFields, StructuredFields):
     max_tokens: Count | None = Field(default=None, description="The older name of max_completion_tokens.")
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS), Whole] | None = None
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[FunctionsOnly[Tool]], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolMode | NamedToolChoice | None = None
     parallel_tool_calls: bool | None = None
     modalities: list[Literal["text"]] | None = None

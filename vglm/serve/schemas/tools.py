@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from vglm.serve.schemas.common import Answer, Body
 
@@ -29,6 +30,21 @@ class Tool(Body):
 
     type: Literal["function"]
     function: Function
+
+
+def _functions_only(value: Any) -> Any:
+    kind = value.get("type") if isinstance(value, dict) else None
+    if isinstance(kind, str) and kind != "function":
+        raise PydanticCustomError(
+            "no_function",
+            "a tool of type {kind} is not supported; there are functions only",
+            {"kind": repr(kind[:40])},
+        )
+    return value
+
+
+T = TypeVar("T")
+FunctionsOnly = Annotated[T, BeforeValidator(_functions_only)]
 
 
 class NamedFunction(Body):
