@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from vglm.errors import RequestError, VGLMError
+from vglm.serve.engine_thread import EngineDeadError
 from vglm.serve.streams import AbortedError
 
 _TYPES = {
@@ -72,6 +73,8 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(400, str(error), param=error.param)
         case AbortedError():
             return ApiError(error.status, str(error))
+        case EngineDeadError():
+            return ApiError(503, str(error), code="engine_dead")
         case VGLMError():
             return ApiError(500, str(error))
         case HTTPException():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, JsonValue
 from pydantic_core import PydanticCustomError
 
 from vglm.serve.schemas.common import Answer, Body, CompletionFields, Count, ModelName, Usage, Whole
@@ -95,6 +95,14 @@ class ToolMessage(Body):
 Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
 
 
+_HELLO: list[JsonValue] = [{"role": "user", "content": "Hello!"}]
+_EXAMPLES: list[JsonValue] = [
+    {"messages": _HELLO, "max_tokens": 8},
+    {"messages": _HELLO, "max_tokens": 8, "stream": True, "logprobs": True, "top_logprobs": 2},
+    {"messages": _HELLO, "max_tokens": 8, "response_format": {"type": "json_object"}},
+]
+
+
 class ChatRequest(CompletionFields, StructuredFields):
     """Answer a conversation."""
 
@@ -118,9 +126,7 @@ class ChatRequest(CompletionFields, StructuredFields):
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
-    model_config = ConfigDict(
-        json_schema_extra={"example": {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 8}}
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": _EXAMPLES})
 
 
 class TopLogprob(Answer):
