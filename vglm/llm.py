@@ -84,6 +84,11 @@ class LLM:
         return self._tokenizer
 
     @property
+    def has_chat_format(self) -> bool:
+        """Whether the model comes with a chat template."""
+        return self._packed.chat_template is not None
+
+    @property
     def chat_format(self) -> ChatFormat:
         """How the model wants conversations. Raises RequestError when it has no chat template."""
         from vglm.model.chat import ChatFormat

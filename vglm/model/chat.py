@@ -39,14 +39,19 @@ class ChatFormat:
         names = sorted(self._controls, key=len, reverse=True)
         self._split = re.compile(f"({'|'.join(map(re.escape, names))})") if names else None
 
+    @property
+    def source(self) -> str:
+        """The template, as the model brings it."""
+        return self._template.source
+
     def mentions(self, word: str) -> bool:
         """Whether the template's source has this word, as in a role or a key that it treats specially."""
-        return word in self._template.source
+        return word in self.source
 
     @property
     def writes_tool_calls(self) -> bool:
         """Whether the template itself tells the model of tools and of the form of calls that vGLM reads: Hermes'."""
-        source = self._template.source
+        source = self.source
         return (
             "tools" in self._template.variables
             and "<tool_call>" in source

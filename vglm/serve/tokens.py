@@ -16,6 +16,7 @@ from vglm.serve.schemas.tokens import (
     TokenizeAnswer,
     TokenizeChatRequest,
     TokenizeRequest,
+    TokenizerInfo,
     TokenizeTextRequest,
 )
 from vglm.serve.serving import Serving, answer, of, offload
@@ -60,6 +61,25 @@ async def _of_chat(serving: Serving, body: TokenizeChatRequest) -> list[int]:
         continue_final_message=bool(body.continue_final_message),
     )
     return prompt.token_ids
+
+
+@router.get("/tokenizer_info", response_model=TokenizerInfo)
+async def tokenizer_info(http: HttpRequest) -> Response:
+    """The tokenizer's control tokens and the chat template, for clients that tokenize over HTTP."""
+    llm = of(http).llm
+    tokenizer, config = llm.tokenizer, llm.engine.config
+    bos, eos = tokenizer.bos_id, next(iter(config.eos_token_ids), tokenizer.eos_id)
+    info = TokenizerInfo(
+        tokenizer_class="vglm",
+        vocab_size=config.vocab_size,
+        model_max_length=config.max_model_len,
+        add_bos_token=tokenizer.add_bos,
+        bos_token=None if bos is None else tokenizer.id_to_token(bos),
+        eos_token=None if eos is None else tokenizer.id_to_token(eos),
+        pad_token=None,
+        chat_template=llm.chat_format.source if llm.has_chat_format else None,
+    )
+    return answer(info)
 
 
 @router.post("/detokenize", response_model=Detokenized)

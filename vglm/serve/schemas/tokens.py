@@ -78,3 +78,16 @@ class Detokenized(Answer):
     """The text of some tokens."""
 
     prompt: str
+
+
+class TokenizerInfo(Answer):
+    """What a client needs in order to use the tokenizer from afar; tokens by their names in the vocabulary."""
+
+    tokenizer_class: str
+    vocab_size: int
+    model_max_length: int
+    add_bos_token: bool
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    chat_template: str | None
