@@ -76,6 +76,10 @@ class RequestRecord:
         """From the head to the end of the answer."""
         return self.ended - self.started
 
+    def wall_clock(self, time: float) -> int:
+        """A time of `time.perf_counter` as nanoseconds since 1970."""
+        return self.started_ns + int(1e9 * (time - self.started))
+
     @property
     def seconds_to_first_token(self) -> float | None:
         """From the head to the engine's first token."""
