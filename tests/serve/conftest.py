@@ -11,6 +11,7 @@ import httpx
 import openai
 import pytest
 
+from tests.serve.contract import Contract
 from tests.serve.server_process import MODEL, ServerProcess
 from vglm import LLM
 
@@ -56,3 +57,9 @@ def openai_client(server_url: str) -> Iterator[openai.OpenAI]:
 def llm() -> LLM:
     """The model that is served, offline, with the same options."""
     return LLM(MODEL, kv_cache_memory=KV_MEMORY)
+
+
+@pytest.fixture(scope="session")
+def contract(http: httpx.Client) -> Contract:
+    """The server's OpenAPI document."""
+    return Contract(http.get("/openapi.json").json())
