@@ -101,11 +101,17 @@ def _validation_error(error: RequestValidationError) -> ApiError:
         reason = first.get("ctx", {}).get("error", first["msg"])
         return ApiError(400, f"the body is not valid JSON: {reason} at character {first['loc'][-1]}")
     by_param: dict[str, list[str]] = {}  # a value that fits no member of a union has an error for each
-    for one in errors:
+    for one in [one for one in errors if not _is_mismatch(one)] or errors:
         by_param.setdefault(_param(one, error.body), []).append(str(one["msg"]))
     param = max(by_param, key=lambda name: name.count("."))  # the deepest: the member that fitted best
     messages = "; or: ".join(dict.fromkeys(by_param[param]))
     return ApiError(400, f"{param or 'the body'}: {messages}", param=param or None)
+
+
+def _is_mismatch(error: dict[str, Any]) -> bool:
+    """Whether the value is of another kind altogether, which tells little where another member of the union fits better."""
+    kind: str = error["type"]
+    return kind.endswith("_type") or kind == "literal_error"
 
 
 def _param(error: dict[str, Any], body: Any) -> str:
