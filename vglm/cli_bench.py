@@ -165,3 +165,33 @@ def accuracy(
 
 
 bench.command(epilog=cli_bench_serve.EPILOG)(cli_bench_serve.serve)
+
+
+@bench.command(
+    epilog="Examples:\n\nvglm bench stream\n\n"
+    "vglm bench stream --streams 64 --streams 256 --pace 12400 --pace 39800 --json stream.json" + _QUIET
+)
+def stream(
+    model: opt.BenchModel = _MODEL,
+    streams: Annotated[
+        list[int] | None, typer.Option(min=1, help="Streams at once; default: 64 and 256.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens of each stream.")] = 512,
+    pace: Annotated[
+        list[float] | None, typer.Option(help="Also at so many tokens/s of all streams; may be repeated.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="The best of so many runs counts.")] = 3,
+    json_: opt.Json = None,
+) -> None:
+    """Delivery of tokens through the real server: coalesced against one message per token."""
+    from vglm.bench.report import check_writable
+    from vglm.bench.stream import StreamWork, run
+
+    check_writable(json_)
+    work = StreamWork(
+        streams=tuple(streams) if streams else (64, 256),
+        tokens=tokens,
+        paces=tuple(pace or ()),
+        repeats=repeats,
+    )
+    run(model, work).publish(json_)

@@ -13,7 +13,7 @@ from tests.cli.conftest import COMMAND, Run
 from vglm import __version__
 
 COMMANDS = ["pull", "generate", "chat", "inspect", "bench", "demo"]
-BENCHMARKS = ["throughput", "latency", "memory", "kernels", "accuracy", "serve"]
+BENCHMARKS = ["throughput", "latency", "memory", "kernels", "accuracy", "serve", "stream"]
 
 
 def test_version(vglm: Run) -> None:

@@ -127,7 +127,7 @@ def measure(work: ServeLoad) -> Measured:
     trace = _trace(work)
     plan, words = _plan(work, trace)
     _raise_file_limit(plan)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_measure(work, address, trace, plan, words))
 
 
@@ -273,7 +273,7 @@ def _raise_file_limit(plan: Plan) -> None:
         )
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """uvloop's event loop where it is installed."""
     try:
         factory: Callable[[], asyncio.AbstractEventLoop] = import_module("uvloop").new_event_loop
