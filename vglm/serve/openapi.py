@@ -6,6 +6,7 @@ names, how many tokens there are, whether a key is needed, what the events of a 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from fastapi import FastAPI
@@ -52,10 +53,10 @@ def document(app: FastAPI, serving: Serving) -> dict[str, Any]:
     schemas: dict[str, Any] = out["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
+    open_paths = _open_paths(serving, out["paths"])
     for path, methods in out["paths"].items():
         for operation in methods.values():
-            open_to_all = path in OPEN_PATHS or not _has_keys(serving)
-            _add_refusals(operation, open_to_all)
+            _add_refusals(operation, needs_key=path not in open_paths)
             if path in EVENTS and "requestBody" in operation:
                 _add_events(operation, EVENTS[path], schemas)
     _define(ErrorAnswer, schemas)
@@ -72,7 +73,14 @@ def _has_keys(serving: Serving) -> bool:
     return bool(serving.options.api_keys) or serving.options.api_key_file is not None
 
 
-def _add_refusals(operation: dict[str, Any], open_to_all: bool) -> None:
+def _open_paths(serving: Serving, paths: Collection[str]) -> Collection[str]:
+    """The paths that ask for no key."""
+    if not _has_keys(serving):
+        return paths
+    return OPEN_PATHS | {"/metrics"} if serving.options.metrics_open else OPEN_PATHS
+
+
+def _add_refusals(operation: dict[str, Any], needs_key: bool) -> None:
     """Every status that the operation can answer with besides its success."""
     responses = operation["responses"]
     responses.pop("422", None)
@@ -81,7 +89,7 @@ def _add_refusals(operation: dict[str, Any], open_to_all: bool) -> None:
         statuses |= {404, 429}
     if operation.get("parameters"):
         statuses.add(404)
-    if not open_to_all:
+    if needs_key:
         statuses.add(401)
         operation["security"] = [{"bearer": []}, {"header": []}]
     for status in sorted(statuses):
