@@ -14,6 +14,7 @@ from vglm.serve.access_log import PROBES, RequestRecord
 from vglm.serve.admission import Admission
 from vglm.serve.metrics import Families, buckets_of
 
+REFUSALS = (0, 400, 408, 414, 431, 503)  # of connections, told from the start so that rates begin at 0
 OTHER = "other"  # the label of a path that no endpoint has, so that labels are bounded whatever is asked for
 
 
@@ -87,7 +88,8 @@ class HttpMetrics(Collector):
             if value is not None:
                 yield make.gauge(name, text, value())
         if self._refused_connections is not None:
-            by_status = {str(status): count for status, count in self._refused_connections.items()}
+            refused = dict.fromkeys(REFUSALS, 0) | dict(self._refused_connections)
+            by_status = {str(status): count for status, count in refused.items()}
             yield make.counters("connections_refused", "Refused connections.", "status", by_status)
         if self._dropped_log_lines is not None:
             yield make.counter(
