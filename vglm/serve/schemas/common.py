@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic_core import PydanticCustomError
 
 from vglm.decode.sampling_params import SamplingParams
 
@@ -19,6 +20,12 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _not_true(value: bool) -> bool:
+    if value:
+        raise PydanticCustomError("not_supported", "true is not supported")
+    return value
+
+
 def served(fact: str) -> dict[str, JsonValue]:
     """Schema extra: `vglm.serve.openapi` puts in what the model that is served, or the server's options, say about it."""
     return {SERVED_MARK: fact}
@@ -26,7 +33,9 @@ def served(fact: str) -> dict[str, JsonValue]:
 
 # Stands after the bounds, as in Annotated[int, Field(ge=1), Whole]: before them, they would not reach the OpenAPI document.
 Whole = BeforeValidator(_whole)
-Int = Annotated[int, Whole]
+OnlyFalse = Annotated[
+    bool, AfterValidator(_not_true), Field(json_schema_extra={"const": False})
+]  # Literal[False] takes 0
 Count = Annotated[int, Field(ge=1, le=MAX_INT32), Whole]
 ModelName = Annotated[str, Field(json_schema_extra=served("model_names"))]
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT32, json_schema_extra=served("token_id")), Whole]
@@ -78,9 +87,6 @@ class SamplingFields(Body):
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
-    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), Whole] | None = None
-    return_tokens_as_token_ids: bool | None = None
-    return_token_ids: bool | None = None
     priority: Priority = None
 
     def sampling_params(self, **fields: Any) -> SamplingParams:
@@ -102,7 +108,7 @@ class CompletionFields(SamplingFields):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     # beyond OpenAI, with vLLM's names
-    prompt_logprobs: Annotated[int, Field(ge=-1, le=MAX_LOGPROBS), Whole] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), Whole] | None = None
     return_tokens_as_token_ids: bool | None = None
     return_token_ids: bool | None = None
 

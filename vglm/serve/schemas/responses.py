@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from vglm.serve.schemas.chat import MAX_MESSAGES, RefusalPart, text_only
-from vglm.serve.schemas.common import Answer, Body, Count, ModelName, SamplingFields
+from vglm.serve.schemas.common import Answer, Body, Count, ModelName, OnlyFalse, SamplingFields
 from vglm.serve.schemas.structured import (
     JSONObjectFormat,
     NamedSchema,
@@ -104,12 +104,19 @@ class ResponseRequest(SamplingFields):
     stream: bool | None = None
     metadata: dict[str, str] | None = None
     truncation: Literal["disabled"] | None = None
-    background: Literal[False] | None = None
+    background: OnlyFalse | None = None
     store: bool | None = Field(default=None, description="Accepted; nothing is ever stored.")
     # beyond OpenAI, with vLLM's name
     structured_outputs: StructuredOutputsFields | None = None
 
-    model_config = ConfigDict(json_schema_extra={"example": {"input": "Hello!", "max_output_tokens": 8}})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"input": "Hello!", "max_output_tokens": 8},
+                {"input": "Hello!", "max_output_tokens": 8, "stream": True},
+            ]
+        }
+    )
 
 
 class OutputText(Answer):
