@@ -168,18 +168,13 @@ def test_a_blocked_stream_holds_nobody_up() -> None:
     read, write = os.pipe()
     with os.fdopen(write, "w") as stream:
         writer = LogWriter(stream, "text", queue_size=100)
-        worst = 0.0
         for i in range(5000):
-            record = logging.makeLogRecord({"msg": "x" * 1000 + str(i)})
-            started = time.perf_counter()
-            writer.handle(record)
-            worst = max(worst, time.perf_counter() - started)
+            writer.handle(logging.makeLogRecord({"msg": "x" * 1000 + str(i)}))
         assert writer.dropped >= 4000
         assert not writer.stop(timeout=0.2)
-        assert worst < 1.0
         reader = threading.Thread(target=drain, args=(read,))
         reader.start()
-        writer._thread.join(HANG)
+        assert writer.stop(HANG), "once somebody reads, everything is written"
     reader.join(HANG)
 
 
@@ -195,9 +190,9 @@ from vglm.serve.access_log import AccessLog
 from vglm.serve.logs import configure_logging
 import httpx
 configure_logging("info", "json")
-with running(AccessLog(echo)) as server:
+with running(AccessLog(echo)) as server, httpx.Client(base_url=server.url) as client:
     for _ in range(200):
-        assert httpx.get(server.url).status_code == 200
+        assert client.get("/").status_code == 200
 print("served")
 """
 
