@@ -164,6 +164,24 @@ def test_a_method_that_a_path_does_not_take_is_405_with_those_that_it_takes(
     assert path in error["message"]
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/tokenize"])
+@pytest.mark.parametrize(
+    ("content", "media_type"),
+    [
+        ("[1]", "application/json"),
+        ("null", "application/json"),
+        ('{"prompt": "a"}', "application/x-www-form-urlencoded"),
+    ],
+)
+def test_a_body_that_is_no_json_object_is_told_what_to_be(
+    http: httpx.Client, path: str, content: str, media_type: str
+) -> None:
+    response = http.post(path, content=content, headers={"content-type": media_type})
+    assert response.status_code == 400
+    assert "JSON object" in response.json()["error"]["message"]
+    assert "application/json" in response.json()["error"]["message"]
+
+
 def test_head_has_no_body(http: httpx.Client) -> None:
     response = http.head("/v1/models")
     assert (response.status_code, response.headers["allow"], response.content) == (405, "GET", b"")

@@ -100,6 +100,8 @@ def _validation_error(error: RequestValidationError) -> ApiError:
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", first["msg"])
         return ApiError(400, f"the body is not valid JSON: {reason} at character {first['loc'][-1]}")
+    if first["type"] == "model_attributes_type" and not _param(first, error.body):
+        return ApiError(400, "the body must be a JSON object, sent with content-type: application/json")
     by_param: dict[str, list[str]] = {}  # a value that fits no member of a union has an error for each
     for one in [one for one in errors if not _is_mismatch(one)] or errors:
         by_param.setdefault(_param(one, error.body), []).append(str(one["msg"]))
