@@ -26,7 +26,8 @@ LONG = {
     "ignore_eos": True,
     "stream": True,
 }
-PATIENCE = 60.0  # seconds after which something hangs
+TRICKLED = 400  # tokens of a stream that is read at a trickle
+PATIENCE = 120.0  # seconds after which something hangs
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_a_client_that_goes_frees_its_blocks_long_before_its_answer_would_be_com
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             sock.close()
     wait_until(lambda: active(server) == 0)
-    assert metric(server, "vglm:kv_cache_usage_perc") == 0
+    wait_until(lambda: metric(server, "vglm:kv_cache_usage_perc") == 0)
     assert metric(server, "vglm:generation_tokens_total") - before < 8 * LONG["max_tokens"] / 2
     assert complete(server) == expected
 
@@ -104,11 +105,11 @@ def test_a_client_that_waits_for_a_whole_answer_and_goes_ends_it_too(server: Ser
         sock.sendall(request_bytes({**LONG, "stream": False}))
         wait_until(lambda: active(server) == 1)
     wait_until(lambda: active(server) == 0)
-    assert metric(server, "vglm:kv_cache_usage_perc") == 0
+    wait_until(lambda: metric(server, "vglm:kv_cache_usage_perc") == 0)
 
 
 def test_a_reader_that_trickles_holds_up_nobody_and_gets_everything(server: ServerProcess) -> None:
-    body = {**LONG, "max_tokens": 1500, "stream_options": {"include_usage": True}}
+    body = {**LONG, "max_tokens": TRICKLED, "stream_options": {"include_usage": True}}
     whole = "".join(texts(httpx.post(f"{server.url}/v1/completions", json=body, timeout=PATIENCE).text))
     with connect(server, receive_buffer=2048) as sock:
         sock.sendall(request_bytes(body))
@@ -116,17 +117,16 @@ def test_a_reader_that_trickles_holds_up_nobody_and_gets_everything(server: Serv
         for _ in range(20):  # a byte now and then, while others are served
             received += sock.recv(1)
             assert complete(server, max_tokens=2)
-        wait_until(
-            lambda: metric(server, "vglm:num_requests_running") == 0
-        )  # the engine does not wait for the reader
-        assert metric(server, "vglm:kv_cache_usage_perc") == 0
+        # The engine does not wait for the reader.
+        wait_until(lambda: metric(server, "vglm:num_requests_running") == 0, PATIENCE)
+        wait_until(lambda: metric(server, "vglm:kv_cache_usage_perc") == 0)
         while b"data: [DONE]" not in received:
             part = sock.recv(65536)
             assert part, "the stream ended before its end"
             received += part
     events = texts(received.decode())
     assert "".join(events) == whole
-    assert len(events) < 1400  # what nobody took was merged
+    assert len(events) < TRICKLED * 0.95  # what nobody took was merged
 
 
 def texts(stream: str) -> list[str]:

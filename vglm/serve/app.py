@@ -8,15 +8,17 @@ from functools import cache, partial
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from vglm import __version__
-from vglm.serve import chat, completions, embeddings, info, responses, score, tokens
+from vglm.serve import chat, completions, embeddings, info, monitoring, responses, score, tokens
+from vglm.serve.access_log import AccessLog
 from vglm.serve.auth import OPEN_PATHS, ApiKeys, Authentication
 from vglm.serve.errors import install_error_handlers
 from vglm.serve.limits import BodyLimits, RequestTimeout
+from vglm.serve.monitoring import Monitoring
 from vglm.serve.no_route import install_no_route_handlers
 from vglm.serve.openapi import document
-from vglm.serve.options import ServeOptions
 from vglm.serve.serving import Serving
 
 ROUTERS = (
@@ -27,6 +29,7 @@ ROUTERS = (
     score.router,
     tokens.router,
     info.router,
+    monitoring.router,
 )
 
 
@@ -48,10 +51,10 @@ def create_app(serving: Serving) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.serving = serving
-    _surround(app, serving.options)
     install_error_handlers(app)
     install_no_route_handlers(app)
     for router in ROUTERS:
@@ -60,21 +63,23 @@ def create_app(serving: Serving) -> FastAPI:
     return app
 
 
-def _surround(app: FastAPI, options: ServeOptions) -> None:
-    """Put the middlewares around the endpoints; the last one added is the first that a request meets."""
+def surrounded(app: FastAPI, serving: Serving) -> ASGIApp:
+    """The application as the server runs it: with limits, keys and the access log around it, from the inside out."""
+    options = serving.options
+    inner: ASGIApp = app
     if options.request_timeout is not None:
-        app.add_middleware(RequestTimeout, seconds=options.request_timeout)
-    app.add_middleware(
-        BodyLimits,
+        inner = RequestTimeout(inner, options.request_timeout)
+    inner = bodies = BodyLimits(
+        inner,
         max_bytes=options.max_body_bytes,
         timeout=options.body_timeout,
         max_depth=options.max_json_depth,
     )
     if options.api_keys or options.api_key_file is not None:
         open_paths = OPEN_PATHS | {"/metrics"} if options.metrics_open else OPEN_PATHS
-        keys = ApiKeys(options.api_keys, options.api_key_file)
-        app.add_middleware(Authentication, keys=keys, open_paths=open_paths)
+        inner = Authentication(inner, ApiKeys(options.api_keys, options.api_key_file), open_paths)
     if options.cors_origins:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=options.cors_origins, allow_methods=["*"], allow_headers=["*"]
-        )
+        inner = CORSMiddleware(inner, options.cors_origins, allow_methods=["*"], allow_headers=["*"])
+    app.state.monitoring = watch = Monitoring(app, serving, bodies)
+    decode = serving.llm.tokenizer.decode if options.log_prompts else None
+    return AccessLog(inner, watch.observers, decode)

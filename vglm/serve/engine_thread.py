@@ -7,16 +7,19 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 from vglm.engine.core import EngineCore
+from vglm.engine.metrics import EngineStats
 from vglm.engine.request import Request
 from vglm.errors import VGLMError
 from vglm.serve.streams import AbortedError, Stream
 
 log = logging.getLogger("vglm.engine")
 
+SNAPSHOT_TRIES = 20
 IDLE_AFTER = 1.0  # seconds without a request before the engine tidies up
 T = TypeVar("T")
 
@@ -106,6 +109,13 @@ class EngineThread:
             if self._closed:
                 raise EngineDeadError(f"the engine has stopped ({self.error or 'shutting down'})")
             self._commands.put(command)
+
+    def stats(self) -> EngineStats:
+        """The engine's state now, read while it runs: a dictionary that changes meanwhile has to be read again."""
+        for _ in range(SNAPSHOT_TRIES - 1):
+            with suppress(RuntimeError, LookupError):
+                return self.engine.stats()
+        return self.engine.stats()
 
     def _wake(self) -> None:
         self._wake_pending = False  # before the news is taken: what comes later wakes again

@@ -69,7 +69,7 @@ async def ping(http: HttpRequest) -> Response:
 async def load(http: HttpRequest) -> Response:
     """Answers in the making, and what the engine is busy with."""
     serving = of(http)
-    stats = serving.llm.stats()
+    stats = serving.engine.stats()
     return answer(
         Load(
             server_load=serving.num_active,

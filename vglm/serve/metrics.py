@@ -133,6 +133,7 @@ class EngineCollector(Collector):
         metrics: Callable[[], EngineMetrics],
         stats: Callable[[], EngineStats],
         alive: Callable[[], bool],
+        integrity_errors: Callable[[], int] | None = None,
         controller: Callable[[], Mapping[str, float | None]] | None = None,
         facts: Mapping[str, str] | None = None,
     ) -> None:
@@ -140,6 +141,7 @@ class EngineCollector(Collector):
         self._metrics = metrics
         self._stats = stats
         self._alive = alive
+        self._integrity_errors = integrity_errors
         self._controller = controller
         self._facts = dict(facts or {})
 
@@ -270,6 +272,9 @@ class EngineCollector(Collector):
     def _state(self) -> Iterator[Metric]:
         make = self._make
         yield make.gauge("engine_alive", "Whether the engine's thread works on requests.", self._alive())
+        if self._integrity_errors is not None:
+            text = "How often the idle engine found its accounting broken."
+            yield make.counter("integrity_errors", text, self._integrity_errors())
         if self._facts:
             yield make.info("cache_config_info", "How the KV cache is set up.", self._facts)
         for name, value in (self._controller() if self._controller else {}).items():

@@ -19,7 +19,8 @@ import uvicorn
 
 from vglm.errors import ConfigError
 from vglm.llm import LLM
-from vglm.serve.app import create_app
+from vglm.serve.app import create_app, surrounded
+from vglm.serve.logs import configure_logging
 from vglm.serve.options import ServeOptions
 from vglm.serve.protocol import ConnectionLimits, limited_protocol
 from vglm.serve.serving import Serving
@@ -39,17 +40,20 @@ def serve(model: str, engine: dict[str, Any], options: ServeOptions) -> int:
     SIGTERM and SIGINT let the requests in flight finish (new ones get 503); a second one ends at once. Raises ModelError and
     ConfigError for what cannot be loaded or listened on.
     """
+    writer = configure_logging(options.log_level, options.log_format)
     listener = listen(options)
     raise_file_limit(options.max_connections + 64)
     llm = LLM(model, **engine)
     _ = llm.tokenizer  # read before the first request needs it
     serving = Serving(llm, options)
+    serving.log_writer = writer
     sys.setswitchinterval(SWITCH_INTERVAL)
     gc.collect()
     gc.freeze()  # what has been loaded stays: the collector need not look at it again
     server = Server(serving, url_of(listener, options))
     server.run(sockets=[listener])
     gc.unfreeze()  # so that it ends in order
+    writer.stop()
     return INTERRUPTED if server.interrupted else 0
 
 
@@ -57,10 +61,12 @@ class Server(uvicorn.Server):
     """uvicorn with a drain before its shutdown."""
 
     def __init__(self, serving: Serving, url: str) -> None:
+        serving.protocol = limited_protocol(_connection_limits(serving.options))
+        serving.num_connections = lambda: len(self.server_state.connections)
         config = uvicorn.Config(
-            create_app(serving),
+            surrounded(create_app(serving), serving),
             loop="uvloop",
-            http=limited_protocol(_connection_limits(serving.options)),
+            http=serving.protocol,
             ws="none",
             log_config=None,
             access_log=False,

@@ -18,6 +18,7 @@ from vglm.decode.sampling_params import SamplingParams
 from vglm.engine.request import Request, RequestKind, TokenHook
 from vglm.errors import RequestError
 from vglm.prompts import EncodedPrompt, encode_prompts
+from vglm.serve.access_log import RequestRecord
 from vglm.serve.admission import Admission, Ticket
 from vglm.serve.engine_thread import EngineThread
 from vglm.serve.errors import ApiError
@@ -28,6 +29,8 @@ from vglm.serve.streams import AbortedError, ClientGoneError, Increment, Stream,
 
 if TYPE_CHECKING:
     from vglm.llm import LLM
+    from vglm.serve.logs import LogWriter
+    from vglm.serve.protocol import LimitedProtocol
     from vglm.serve.tools import ToolUse
 
 MAX_CHOICES = 4096  # completions of one HTTP request, which is prepared in the event loop
@@ -44,6 +47,9 @@ class Serving:
         self.engine = EngineThread(llm.engine)
         self.model_names = options.served_model_names or (llm.model,)
         self.started = time.time()
+        self.protocol: type[LimitedProtocol] | None = None  # set by the server that listens, for the metrics
+        self.log_writer: LogWriter | None = None
+        self.num_connections: Callable[[], int] | None = None
         max_running = llm.options.max_num_seqs
         self.admission = Admission(max_running, options.max_queue, options.per_key_limit)
         self._active: set[Stream] = set()
@@ -125,6 +131,9 @@ class Serving:
                 raise RequestError(f"prompt {i}: {error}", error.param) from error
             requests.append(request)
             detokenizers.append(of_prompt)
+        record: RequestRecord | None = getattr(http.state, "record", None)
+        if record is not None:
+            record.add(requests)
         most = 1 if stream and not self.options.coalesce else None
         return Stream(requests, detokenizers, incremental=stream, most=most)
 

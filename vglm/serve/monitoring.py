@@ -1,0 +1,65 @@
+"""What is watched: the metrics of one server and whoever wants to know of every request."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, FastAPI
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from vglm.serve.access_log import RequestObserver
+from vglm.serve.http_metrics import HttpMetrics
+from vglm.serve.limits import BodyLimits
+from vglm.serve.logs import LogWriter
+from vglm.serve.metrics import EngineCollector, new_registry, render
+from vglm.serve.protocol import LimitedProtocol
+from vglm.serve.serving import Serving
+
+router = APIRouter(tags=["server"])
+
+
+class Monitoring:
+    """The metrics of a server, made of what its parts count themselves."""
+
+    def __init__(self, app: FastAPI, serving: Serving, bodies: BodyLimits) -> None:
+        prefix = serving.options.metrics_prefix
+        protocol: type[LimitedProtocol] | None = serving.protocol
+        log: LogWriter | None = serving.log_writer
+        self.http = HttpMetrics(
+            prefix=prefix,
+            paths={path for route in app.routes if (path := getattr(route, "path", None))},
+            admission=serving.admission,
+            connections=serving.num_connections,
+            refused_connections=None if protocol is None else protocol.refused,
+            held_body_bytes=lambda: bodies.held_bytes,
+            dropped_log_lines=None if log is None else lambda: log.dropped,
+        )
+        engine = EngineCollector(
+            model_name=serving.model_names[0],
+            prefix=prefix,
+            metrics=lambda: serving.llm.engine.metrics,
+            stats=serving.engine.stats,
+            alive=lambda: serving.engine.alive,
+            integrity_errors=lambda: serving.engine.num_integrity_errors,
+            facts=_facts(serving),
+        )
+        self.registry = new_registry(engine, self.http)
+        self.observers: list[RequestObserver] = [self.http]
+
+
+def _facts(serving: Serving) -> dict[str, str]:
+    options, config = serving.llm.options, serving.llm.engine.config
+    return {
+        "block_size": str(options.block_size),
+        "num_gpu_blocks": str(serving.llm.engine.pool.num_blocks),  # the name that vLLM's dashboards ask for
+        "cache_dtype": options.kv_dtype,
+        "enable_prefix_caching": str(options.enable_prefix_caching),
+        "max_model_len": str(config.max_model_len),
+    }
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(http: HttpRequest) -> Response:
+    """Metrics in Prometheus' text format."""
+    monitoring: Monitoring = http.app.state.monitoring
+    body, content_type = render(monitoring.registry)
+    return Response(body, headers={"content-type": content_type})
