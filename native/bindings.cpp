@@ -26,6 +26,7 @@ using Seeds = nb::ndarray<const uint64_t, nb::ndim<1>, nb::c_contig, nb::device:
 using Kinds = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Matrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Masks = nb::ndarray<const uint32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 template <class T>
 nb::ndarray<nb::numpy, T> new_array(std::initializer_list<size_t> shape, T** out) {
@@ -180,11 +181,27 @@ int64_t ragged(const Ints& start, int64_t rows, int64_t size, const char* what) 
   return size;
 }
 
+// Row i may sample only what row mask_rows[i] of the masks allows; they may be filled until `before_sampling` returns.
+void set_masks(std::vector<SamplingArgs>& args, const std::optional<Masks>& masks, const std::optional<Ints>& mask_rows,
+               int32_t vocab) {
+  require(masks.has_value() == mask_rows.has_value(), "allowed_masks and mask_rows come together");
+  if (!masks) return;
+  const size_t words = ((size_t)vocab + 31) / 32;
+  require(masks->shape(1) == words, "allowed_masks must be [G, ceil(vocab / 32)]");
+  require(mask_rows->shape(0) == args.size(), "mask_rows must have an entry for each output row");
+  for (size_t i = 0; i < args.size(); i++) {
+    const int32_t row = mask_rows->data()[i];
+    require(row >= -1 && row < (int64_t)masks->shape(0), "mask row out of range");
+    if (row >= 0) args[i].allowed_mask = masks->data() + (size_t)row * words;
+  }
+}
+
 nb::tuple forward(PyModel& self, KVCache& kv, Ints tokens, Ints positions, Ints query_start, Ints table_start, Ints table_block,
                   Ints table_valid, Ints output_rows, Kinds kind, Ints target, Ints num_logprobs, Floats temperature, Floats top_p,
                   Ints top_k, Floats min_p, Floats repetition, Floats presence, Floats frequency, Seeds seed, Ints index,
                   Ints bias_start, Ints bias_id, Floats bias_value, Ints history_start, Ints history, Ints history_prompt,
-                  std::optional<Ints> embed_rows, std::optional<Matrix> embeds) {
+                  std::optional<Ints> embed_rows, std::optional<Matrix> embeds, std::optional<Masks> allowed_masks,
+                  std::optional<Ints> mask_rows, nb::object before_sampling) {
   const ModelSpec& spec = self.model().spec();
   Batch b = read_batch(tokens, positions, query_start, table_start, table_block, table_valid, output_rows, embed_rows, embeds, spec);
   const size_t r = (size_t)b.outputs;
@@ -227,6 +244,7 @@ nb::tuple forward(PyModel& self, KVCache& kv, Ints tokens, Ints positions, Ints 
     most = std::max(most, a.num_logprobs);
     hidden |= kind.data()[i] == kHidden;
   }
+  set_masks(args, allowed_masks, mask_rows, spec.vocab);
   int32_t *ids, *ranks, *top_ids = nullptr;
   float *logprobs, *top_logprobs = nullptr, *states = nullptr;
   nb::object ids_array = nb::cast(new_array<int32_t>({r}, &ids)), logprobs_array = nb::cast(new_array<float>({r}, &logprobs));
@@ -245,6 +263,11 @@ nb::tuple forward(PyModel& self, KVCache& kv, Ints tokens, Ints positions, Ints 
   b.hidden = states;
   b.sampling = args.data();
   b.results = results.data();
+  if (!before_sampling.is_none())
+    b.before_outputs = [&before_sampling] {
+      nb::gil_scoped_acquire acquire;
+      before_sampling();
+    };
   {
     nb::gil_scoped_release release;
     self.model().forward(kv, b);
@@ -315,7 +338,8 @@ NB_MODULE(_native, m) {
            "table_valid"_a, "output_rows"_a, "kind"_a, "target"_a, "num_logprobs"_a, "temperature"_a, "top_p"_a, "top_k"_a,
            "min_p"_a, "repetition_penalty"_a, "presence_penalty"_a, "frequency_penalty"_a, "seed"_a, "index"_a, "bias_start"_a,
            "bias_id"_a, "bias_value"_a, "history_start"_a, "history"_a, "history_prompt"_a, "embed_rows"_a.none() = nb::none(),
-           "embeds"_a.none() = nb::none())
+           "embeds"_a.none() = nb::none(), "allowed_masks"_a.none() = nb::none(), "mask_rows"_a.none() = nb::none(),
+           "before_sampling"_a.none() = nb::none())
       .def("logits", &logits, "kv"_a, "token_ids"_a, "positions"_a, "query_start"_a, "table_start"_a, "table_block"_a,
            "table_valid"_a, "output_rows"_a, "embed_rows"_a.none() = nb::none(), "embeds"_a.none() = nb::none());
 

@@ -140,7 +140,9 @@ void Pass::run() {
     by_rows();
   else
     by_columns();
-  if (batch_.outputs) outputs();
+  if (!batch_.outputs) return;
+  if (batch_.before_outputs) batch_.before_outputs();
+  outputs();
 }
 
 // A task takes one block of rows from the attention of one layer to the keys and values of the next. Tasks are claimed layer

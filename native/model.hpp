@@ -1,6 +1,7 @@
 // A model's weights and one forward pass over a step's batch.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -51,6 +52,7 @@ struct Batch {
   float* hidden = nullptr;               // [outputs][hidden] after the final norm; filled for rows of kind `hidden`
   const SamplingArgs* sampling = nullptr;
   SamplingResult* results = nullptr;
+  std::function<void()> before_outputs;  // called once between the layers and the outputs, if there are any; may throw
 };
 
 class Model {

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         ScoreOutput,
     )
     from vglm.decode.sampling_params import SamplingParams
+    from vglm.decode.structured import StructuredOutputs
     from vglm.errors import ConfigError, GraphError, ModelError, RequestError, VGLMError
     from vglm.graph.graph import Edge, Graph, Node
     from vglm.llm import LLM
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _HOME = {
     "LLM": "vglm.llm",
     "SamplingParams": "vglm.decode.sampling_params",
+    "StructuredOutputs": "vglm.decode.structured",
     **dict.fromkeys(
         ("RequestOutput", "CompletionOutput", "EmbeddingOutput", "ScoreOutput", "Logprob", "RequestMetrics"),
         "vglm.decode.outputs",
@@ -49,6 +51,7 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
     "ScoreOutput",
+    "StructuredOutputs",
     "VGLMError",
     "__version__",
 ]

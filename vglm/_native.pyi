@@ -4,7 +4,7 @@ M token rows of S sequences, E page-table entries, R output rows. Wrong shapes r
 ValueError, wrong types TypeError, before anything is computed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -87,8 +87,15 @@ class Model:
         history_prompt: _Ints,
         embed_rows: _Ints | None = None,
         embeds: _Floats | None = None,
+        allowed_masks: _Mask | None = None,
+        mask_rows: _Ints | None = None,
+        before_sampling: Callable[[], object] | None = None,
     ) -> tuple[_Ints, _Floats, _Ints, _Ints | None, _Floats | None, _Floats | None]:
         """One step, as vglm.engine.step.StepBatch describes it; the GIL is released.
+
+        Output row r may sample only the tokens that row mask_rows[r] of allowed_masks [G, ceil(vocab / 32)] has
+        bits for (bit t % 32 of word t // 32); -1 allows all. `before_sampling` is called once after the layers,
+        when there are output rows: until it returns, the masks may be filled. What it raises ends the step.
 
         Returns for the R output rows: token ids [R] (-1: logits not finite, -2: every token banned), their
         log-probabilities [R] and ranks [R], the best tokens [R, n] and their log-probabilities [R, n] or

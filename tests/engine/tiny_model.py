@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vglm.engine.constraint import fill_masks
 from vglm.engine.step import RowKind, StepBatch, StepResult
 
 Array = np.ndarray[Any, Any]
@@ -109,9 +110,11 @@ class TinyModel:
         rows = batch.sample_rows
         logits = hidden @ self.head.T
         logprobs = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True) if len(logits) else logits
+        masks = np.zeros((len(rows.constraints), -(-VOCAB // 32)), np.uint32)
+        fill_masks(rows.constraints, masks)
         tokens = np.array(
             [
-                int(rows.target[r]) if rows.kind[r] != RowKind.SAMPLE else sample(batch, r, logits[r])
+                int(rows.target[r]) if rows.kind[r] != RowKind.SAMPLE else sample(batch, r, logits[r], masks)
                 for r in range(len(rows))
             ],
             np.int32,
@@ -151,12 +154,19 @@ def attend(q: Array, keys: Array, values: Array) -> Array:
     return out
 
 
-def sample(batch: StepBatch, r: int, logits: Array) -> int:
-    """One token of row r: bias, penalties and temperature, random numbers counted by (seed, index)."""
+def sample(batch: StepBatch, r: int, logits: Array, masks: Array) -> int:
+    """One token of row r: bias, mask, penalties and temperature, random numbers counted by (seed, index); -2 when
+    none is allowed.
+    """
     rows = batch.sample_rows
     logits = logits.copy()
     bias = slice(rows.bias_start[r], rows.bias_start[r + 1])
     np.add.at(logits, rows.bias_id[bias], rows.bias_value[bias])
+    if rows.mask_row is not None and rows.mask_row[r] >= 0:
+        bits = np.unpackbits(masks[rows.mask_row[r]].view(np.uint8), bitorder="little")[:VOCAB]
+        logits[bits == 0] = -np.inf
+    if logits.max() == -np.inf:
+        return -2
     history = rows.history[rows.history_start[r] : rows.history_start[r + 1]]
     seen = np.unique(history)
     penalty = rows.repetition_penalty[r]

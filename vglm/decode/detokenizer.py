@@ -63,7 +63,7 @@ class Detokenizer:
         self.num_tokens = 0
         self._decoder: _ByteDecoder | _WindowDecoder | None = None
         if params.detokenize:
-            decoder = _ByteDecoder if _spells_bytes(tokenizer) else _WindowDecoder
+            decoder = _ByteDecoder if spells_bytes(tokenizer) else _WindowDecoder
             self._decoder = decoder(tokenizer, prompt_ids, params.skip_special_tokens)
         stops = params.stop_strings
         self._scanner = StopScanner(stops, params.include_stop_str_in_output) if stops else None
@@ -191,7 +191,7 @@ class _WindowDecoder:
 _spelling: WeakKeyDictionary[TokenText, bool] = WeakKeyDictionary()
 
 
-def _spells_bytes(tokenizer: TokenText) -> bool:
+def spells_bytes(tokenizer: TokenText) -> bool:
     """Whether the tokenizer's decoder only joins the bytes of tokens, tried once on tokens from all over."""
     known = _spelling.get(tokenizer)
     if known is None:

@@ -6,8 +6,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
+from types import NoneType
 from typing import Any
 
+from vglm.decode.structured import StructuredOutputs
 from vglm.errors import RequestError
 
 GREEDY_BELOW = 1e-5  # temperatures under this are greedy, as in vLLM; native/sampler.hpp has the same figure
@@ -42,6 +44,8 @@ class SamplingParams:
         prompt_logprobs: the same for the prompt's tokens.
         detokenize: whether to produce text at all.
         skip_special_tokens: leave special tokens out of the text.
+        structured_outputs: what the text must be: JSON that fits a schema, a regular expression, a grammar, ...
+            It ends where nothing can follow, even before min_tokens; ignore_eos means nothing then.
     """
 
     n: int = 1
@@ -64,6 +68,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     detokenize: bool = True
     skip_special_tokens: bool = True
+    structured_outputs: StructuredOutputs | None = None
 
     def __post_init__(self) -> None:
         self._normalise("n", _integer("n", self.n, 1))
@@ -94,6 +99,8 @@ class SamplingParams:
         for name in ("include_stop_str_in_output", "ignore_eos", "detokenize", "skip_special_tokens"):
             if not isinstance(getattr(self, name), bool):
                 raise _refused(name, getattr(self, name), "True or False")
+        if not isinstance(self.structured_outputs, (StructuredOutputs, NoneType)):
+            raise _refused("structured_outputs", self.structured_outputs, "a StructuredOutputs, or None")
         self._check_combinations()
 
     def _normalise(self, name: str, value: object) -> None:

@@ -75,13 +75,14 @@ class BlockManager:
         return True
 
     def may_append(self, sequence: Sequence) -> bool:
-        """Make the next token writable: a new page at a block boundary, a private copy of a shared page.
+        """Make the known tokens writable: new pages at block boundaries, a private copy of a shared page.
 
-        False when that needs a block and none is available."""
+        False when that needs blocks and too few are available."""
         if sequence.num_tokens > sequence.capacity:
-            if not self.cache.make_room(1):
+            need = self.pool.blocks_for(sequence.num_tokens - sequence.capacity)
+            if not self.cache.make_room(need):
                 return False
-            self._extend(sequence, self.pool.allocate(1))
+            self._extend(sequence, self.pool.allocate(need))
         if sequence.shared_tail:
             index = sequence.num_computed // self.block_size
             block = sequence.own_page(index)

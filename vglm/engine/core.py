@@ -12,6 +12,7 @@ from typing import TypedDict, Unpack
 from vglm.decode.sampling_params import SamplingParams
 from vglm.engine.block_manager import BlockManager
 from vglm.engine.block_pool import BlockPool
+from vglm.engine.constraint import ConstraintFactory
 from vglm.engine.intake import check_context, check_request, make_sequences, number_sequences
 from vglm.engine.integrity import IdleWork, check_engine
 from vglm.engine.metrics import EngineMetrics, EngineStats
@@ -47,6 +48,7 @@ class RequestOptions(TypedDict, total=False):
     context: Seq[Span]
     first_position: int
     on_token: TokenHook | None
+    constraint: ConstraintFactory | None
 
 
 class EngineCore:
@@ -120,6 +122,7 @@ class EngineCore:
         context: Seq[Span] = (),
         first_position: int = 0,
         on_token: TokenHook | None = None,
+        constraint: ConstraintFactory | None = None,
     ) -> Request:
         """Check a request and make its sequences; the engine knows nothing of it before `admit`.
 
@@ -129,7 +132,7 @@ class EngineCore:
         `priority`: see `parse_priority`; lower runs first. `target_token_ids`: the continuation of a SCORE
         request. `context`: cached spans, held by the caller until `admit` returns and by the request
         afterwards. `on_token`: called with every new token but a stop token; a string ends the sequence
-        with that stop string.
+        with that stop string. `constraint`: which tokens may come, as from compiled structured outputs.
         """
         request = Request(
             request_id,
@@ -142,6 +145,7 @@ class EngineCore:
             context=tuple(context),
             first_position=first_position,
             on_token=on_token,
+            constraint=constraint,
             arrival_time=self.clock(),
         )
         check_request(request, self.config, self.cache)
@@ -247,6 +251,7 @@ class EngineCore:
     def end_sequence(self, sequence: Sequence, reason: str) -> None:
         """Finish one sequence: pages back, and the request's end when it was the last."""
         sequence.finish_reason = reason
+        sequence.constraint = None
         self.scheduler.finish(sequence)
         self.blocks.drop_context(sequence)
         if sequence.request.finished:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from vglm import _native
+from vglm.engine.constraint import MaskArray, MaskFiller
+from vglm.engine.request import IntArray
 from vglm.engine.step import StepBatch, StepResult
 from vglm.model.layout import FloatArray, padded
 from vglm.model.packing import LM_HEAD, layer_specs, native_spec, padded_head_dim, rope_tables
 from vglm.model.weight_cache import PackedModel
 
+_Answers = tuple[IntArray, FloatArray, IntArray, IntArray | None, FloatArray | None, FloatArray | None]
 _TYPES = ("int8", "bf16", "int4")
 
 
@@ -42,17 +46,34 @@ class NativeExecutor:
             num_blocks,
             kv_cache_dtype,
         )
+        self._filler = MaskFiller(config.vocab_size)
 
     def execute(self, batch: StepBatch) -> StepResult:
-        """One forward pass over the batch; the answers of its output rows."""
+        """One forward pass over the batch; the answers of its output rows.
+
+        Masks of constrained rows are filled meanwhile; where that fails, these rows have no token.
+        """
+        constraints = batch.sample_rows.constraints
+        if not constraints:
+            return StepResult(*self._forward(batch, None, None))
+        masks = self._filler.start(constraints)
+        try:
+            answers = self._forward(batch, masks, self._filler.wait)
+        finally:
+            self._filler.finish()  # nobody may change a constraint while its mask is being filled
+        return StepResult(*answers, mask_error=self._filler.error)
+
+    def _forward(
+        self, batch: StepBatch, masks: MaskArray | None, before_sampling: Callable[[], None] | None
+    ) -> _Answers:
         r = batch.sample_rows
-        ids, logprobs, ranks, top_ids, top_logprobs, hidden = self.model.forward(
+        return self.model.forward(
             self.kv, batch.token_ids, batch.positions, batch.query_start, batch.table_start, batch.table_block,
             batch.table_valid, batch.output_rows, r.kind, r.target, r.num_logprobs, r.temperature, r.top_p, r.top_k, r.min_p,
             r.repetition_penalty, r.presence_penalty, r.frequency_penalty, r.seed, r.index, r.bias_start, r.bias_id,
             r.bias_value, r.history_start, r.history, r.history_prompt, batch.embed_rows, batch.embeds,
+            masks, r.mask_row, before_sampling,
         )  # fmt: skip
-        return StepResult(ids, logprobs, ranks, top_ids, top_logprobs, hidden)
 
     def logits(self, batch: StepBatch) -> FloatArray:
         """Raw logits of the batch's output rows, float32 [R, vocab]: for checks against a reference."""

@@ -12,9 +12,10 @@ import numpy as np
 
 from vglm.engine.request import Request, RequestKind, Sequence, Status
 from vglm.engine.span_cache import SpanCache
-from vglm.errors import RequestError
+from vglm.errors import RequestError, VGLMError
 
 if TYPE_CHECKING:
+    from vglm.engine.constraint import ConstraintFactory
     from vglm.engine.core import EngineConfig
 
 FIRST_CAPACITY = 256  # output tokens that a sequence has room for before its array grows
@@ -41,8 +42,21 @@ def check_request(request: Request, config: EngineConfig, cache: SpanCache) -> N
         )
     if request.params.n > 1 and request.kind is not RequestKind.GENERATE:
         raise RequestError(f"n={request.params.n} makes no sense for a {request.kind.value} request", "n")
+    _check_constraint(request)
     _check_embeds(request, config)
     _check_length(request, config, cache)
+
+
+def _check_constraint(request: Request) -> None:
+    if request.params.structured_outputs is not None and request.constraint is None:
+        raise RequestError(
+            "structured_outputs have to be compiled and given to the engine as the constraint",
+            "structured_outputs",
+        )
+    if request.constraint is not None and request.kind is not RequestKind.GENERATE:
+        raise RequestError(
+            f"a constraint makes no sense for a {request.kind.value} request", "structured_outputs"
+        )
 
 
 def _check_tokens(what: str, tokens: list[int], vocab_size: int) -> None:
@@ -125,9 +139,11 @@ def _room(request: Request, cache: SpanCache) -> int:
 def make_sequences(request: Request, config: EngineConfig, cache: SpanCache) -> None:
     """Resolve the request's parameters and make its n sequences; sequence 0 computes the prompt for all."""
     params = request.params
-    request.stop_ids = params.stop_ids | (
-        frozenset() if params.ignore_eos else frozenset(config.eos_token_ids)
-    )
+    request.stop_ids = params.stop_ids
+    if (
+        not params.ignore_eos or request.constraint is not None
+    ):  # a constraint says itself when the text may end
+        request.stop_ids |= frozenset(config.eos_token_ids)
     num_prompt = len(request.prompt_token_ids)
     longest = min(config.max_model_len - request.first_position, _room(request, cache))
     request.max_tokens = min(params.max_tokens or longest, longest - num_prompt)
@@ -144,8 +160,31 @@ def make_sequences(request: Request, config: EngineConfig, cache: SpanCache) -> 
         sequence = Sequence(request, index, tokens.copy(), num_tokens)
         if index:
             sequence.status = Status.FORKING
+        if request.constraint is not None:
+            _constrain(sequence, request.constraint)
         request.sequences.append(sequence)
     request.forks = request.sequences[1:]
+
+
+def _constrain(sequence: Sequence, factory: ConstraintFactory) -> None:
+    """Give a sequence its constraint, and the tokens that its output begins with in any case."""
+    request = sequence.request
+    sequence.constraint = constraint = factory.start()
+    try:
+        forced = constraint.begin()
+    except VGLMError as error:
+        raise RequestError(f"structured output failed at its start: {error}", "structured_outputs") from error
+    sequence.held_back = forced[: request.max_tokens]
+    for token in sequence.held_back:
+        sequence.append(token)
+    if constraint.finished and len(forced) <= request.max_tokens:
+        sequence.ending = "stop"
+    elif len(forced) >= request.max_tokens:
+        sequence.ending = "length"
+    if sequence.ending is not None:
+        sequence.compute_logprobs_only()
+    if request.num_logprobs < 0 and request.params.prompt_logprobs is None:
+        sequence.wanted_from = sequence.num_tokens - 1  # what the cache has of the rows before may be used
 
 
 def number_sequences(request: Request, arrival: int, drawn: int) -> None:

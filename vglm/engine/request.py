@@ -16,6 +16,7 @@ from vglm.engine.span_cache import Span
 
 if TYPE_CHECKING:
     from vglm.decode.sampling_params import SamplingParams
+    from vglm.engine.constraint import Constraint, ConstraintFactory
 
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
@@ -94,14 +95,15 @@ class Sequence:
                    0                num_span_pages                  capacity / block_size
 
     `num_tokens` are known, `num_computed` have their KV in the cache; rows from `wanted_from` on still owe
-    an output.
+    an output. Known tokens are the prompt, what was sampled, and what the constraint forces after that.
     """
 
     __slots__ = (
-        "capacity", "cumulative_logprob", "finish_reason", "index", "keys", "last_span", "last_token_time",
-        "logprobs", "num_computed", "num_context_pages", "num_preemptions", "num_prompt_tokens",
-        "num_span_pages", "num_tokens", "order", "output_token_ids", "overdue", "pages", "request", "seed",
-        "shared_tail", "slot", "status", "stop_reason", "tokens", "waited", "waiting_since", "wanted_from",
+        "capacity", "constraint", "cumulative_logprob", "ending", "finish_reason", "held_back", "index", "keys",
+        "last_span", "last_token_time", "logprobs", "num_computed", "num_context_pages", "num_preemptions",
+        "num_prompt_tokens", "num_span_pages", "num_tokens", "order", "output_token_ids", "overdue", "pages",
+        "request", "seed", "shared_tail", "slot", "status", "stop_reason", "tokens", "waited", "waiting_since",
+        "wanted_from",
     )  # fmt: skip
 
     def __init__(self, request: Request, index: int, tokens: IntArray, num_tokens: int) -> None:
@@ -128,8 +130,11 @@ class Sequence:
         self.last_span: Span | None = None
         self.keys: list[bytes] = []
         # output
+        self.constraint: Constraint | None = None
+        self.held_back: list[int] = []  # forced before the first sampled token: part of the output with it
         self.output_token_ids: list[int] = []
-        self.logprobs: list[TokenLogprobs] = []
+        self.logprobs: list[TokenLogprobs] = []  # those of forced tokens come a step after the tokens
+        self.ending: str | None = None  # finish reason of a sequence that samples no more but owes something
         self.cumulative_logprob = 0.0
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
@@ -142,13 +147,25 @@ class Sequence:
             f"{self.num_computed}/{self.num_tokens} tokens)"
         )
 
+    @property
+    def num_generated(self) -> int:
+        """Known tokens after the prompt."""
+        return self.num_tokens - self.num_prompt_tokens
+
     def append(self, token: int) -> None:
-        """Add a sampled token."""
+        """Add a sampled or a forced token to the known ones."""
         if self.num_tokens == len(self.tokens):
             self.tokens = np.resize(self.tokens, 2 * len(self.tokens))
         self.tokens[self.num_tokens] = token
         self.num_tokens += 1
-        self.output_token_ids.append(token)
+
+    def compute_logprobs_only(self) -> None:
+        """Sample no more: what is left to compute is what the log-probabilities of the output need, if wanted."""
+        output = len(self.output_token_ids) + len(self.held_back)
+        wanted = (
+            output - 1 if self.request.num_logprobs >= 0 else 0
+        )  # the last token is predicted, never computed
+        self.num_tokens = self.num_prompt_tokens + max(0, wanted)
 
     def own_page(self, index: int) -> int:
         """The block of own page `index`."""
@@ -204,6 +221,7 @@ class Request:
     context: tuple[Span, ...] = ()  # spans that every sequence attends to, held until the request finishes
     first_position: int = 0
     on_token: TokenHook | None = None
+    constraint: ConstraintFactory | None = None
     # derived from the parameters when the request is added
     stop_ids: frozenset[int] = frozenset()
     max_tokens: int = 0

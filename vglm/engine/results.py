@@ -23,7 +23,7 @@ def take_over(
     engine: EngineCore, scheduled: Scheduled, batch: StepBatch, result: StepResult, started: float, now: float
 ) -> list[Request]:
     """Count the step's tokens as computed and apply its outputs; returns the requests that changed."""
-    scheduler, metrics = engine.scheduler, engine.metrics
+    scheduler = engine.scheduler
     for sequence, num_tokens in scheduled:
         if sequence.num_computed < sequence.num_prompt_tokens:
             _count_prefill(engine, sequence, num_tokens, started)
@@ -39,26 +39,29 @@ def take_over(
             continue  # its request failed in this very step
         updated[sequence.request.request_id] = sequence.request
         if smallest < 0 and (code := _failure(segment, token_ids)) < 0:
-            engine.fail_request(sequence.request, _no_token(code))
+            engine.fail_request(sequence.request, _no_token(code, sequence, result))
         elif segment.kind is RowKind.SAMPLE:
-            metrics.generation_tokens += 1
-            if sequence.request.num_logprobs >= 0:
-                logprobs = _token_logprobs(result, segment.first_row, sequence.request.num_logprobs)
-                sequence.logprobs.append(logprobs)
-                sequence.cumulative_logprob += logprobs.logprob
+            _take_logprobs(segment, result)
             _accept_token(engine, sequence, token_ids[segment.first_row], now)
+        elif segment.of_output:
+            _take_logprobs(segment, result)
         else:
             _take_prompt_rows(segment, result)
     for sequence, _ in scheduled:
         request = sequence.request
-        if request.kind is not RequestKind.GENERATE and sequence.num_computed == sequence.num_tokens:
+        if sequence.num_computed < sequence.num_tokens or sequence.status is Status.FINISHED:
+            continue
+        if request.kind is not RequestKind.GENERATE:
             _complete(engine, sequence)
-            updated[request.request_id] = request
+        elif sequence.ending is not None:
+            _end_completed(engine, sequence, now)
+        updated[request.request_id] = request
     return list(updated.values())
 
 
 def _count_prefill(engine: EngineCore, sequence: Sequence, num_tokens: int, started: float) -> None:
-    engine.metrics.prompt_tokens += num_tokens
+    left = sequence.num_prompt_tokens - sequence.num_computed
+    engine.metrics.prompt_tokens += num_tokens if sequence.num_preemptions else min(num_tokens, left)
     request = sequence.request
     if not request.scheduled_time:
         request.scheduled_time = started
@@ -69,29 +72,88 @@ def _count_prefill(engine: EngineCore, sequence: Sequence, num_tokens: int, star
 
 
 def _accept_token(engine: EngineCore, sequence: Sequence, token: int, now: float) -> None:
-    """Append a sampled token and end the sequence when it was its last."""
-    request, metrics = sequence.request, engine.metrics
+    """Take a sampled token over, and those that the sequence's constraint forces after it."""
+    request = sequence.request
     sequence.append(token)
+    tokens = [*sequence.held_back, token]
+    sequence.held_back = []
+    if sequence.constraint is not None and token not in request.stop_ids:
+        try:
+            forced = sequence.constraint.accept(token)
+        except Exception as error:
+            engine.fail_request(request, f"structured output failed: {error}")
+            return
+        for following in forced:
+            sequence.append(following)
+        tokens += forced
+    _deliver(engine, sequence, tokens, now)
+
+
+def _deliver(engine: EngineCore, sequence: Sequence, tokens: list[int], now: float) -> None:
+    """Add known tokens to the output, up to the one that ends the sequence."""
+    request, metrics = sequence.request, engine.metrics
     if sequence.last_token_time:
         metrics.inter_token_latency.observe(now - sequence.last_token_time)
     elif not request.first_token_time:
         request.first_token_time = now
         metrics.time_to_first_token.observe(now - request.arrival_time)
     sequence.last_token_time = now
-    if token in request.stop_ids:  # banned before min_tokens
-        sequence.stop_reason = None if token in engine.config.eos_token_ids else token
-        engine.end_sequence(sequence, "stop")
-        return
-    if request.on_token is not None:
+    last = len(sequence.output_token_ids) + len(tokens)
+    for token in tokens:
+        sequence.output_token_ids.append(token)
+        metrics.generation_tokens += 1
         try:
-            sequence.stop_reason = request.on_token(sequence.index, token)
+            reason = _end_reason(engine, sequence, token, last)
         except Exception as error:
             engine.fail_request(request, f"the token callback failed: {type(error).__name__}: {error}")
             return
-    if sequence.stop_reason is not None:
-        engine.end_sequence(sequence, "stop")
-    elif len(sequence.output_token_ids) >= request.max_tokens:
-        engine.end_sequence(sequence, "length")
+        if reason is not None:
+            _end(engine, sequence, reason)
+            return
+
+
+def _end_reason(engine: EngineCore, sequence: Sequence, token: int, last: int) -> str | None:
+    """Why the token that has just been added to the output ends it; `last` is the number of those known."""
+    request, length = sequence.request, len(sequence.output_token_ids)
+    if token in request.stop_ids and length > request.params.min_tokens:
+        sequence.stop_reason = None if token in engine.config.eos_token_ids else token
+        return "stop"
+    if request.on_token is not None:
+        sequence.stop_reason = request.on_token(sequence.index, token)
+    constraint = sequence.constraint
+    if sequence.stop_reason is not None or (
+        constraint is not None and constraint.finished and length == last
+    ):
+        return "stop"
+    return "length" if length >= request.max_tokens else None
+
+
+def _end(engine: EngineCore, sequence: Sequence, reason: str) -> None:
+    """End a sequence whose output is complete, now or when its log-probabilities are complete, too."""
+    missing = len(sequence.output_token_ids) - len(sequence.logprobs)
+    if missing > 0 and sequence.request.num_logprobs >= 0:
+        sequence.ending = reason
+        sequence.compute_logprobs_only()
+        return
+    while missing < 0:  # of tokens that were forced behind a stop string
+        sequence.cumulative_logprob -= sequence.logprobs.pop().logprob
+        missing += 1
+    engine.end_sequence(sequence, reason)
+
+
+def _end_completed(engine: EngineCore, sequence: Sequence, now: float) -> None:
+    """End a sequence that samples no more and has computed everything, and the forks that it has just had."""
+    request = sequence.request
+    for member in request.sequences if sequence.index == 0 else [sequence]:
+        if member.ending is None or member.status is not Status.RUNNING or request.error is not None:
+            continue
+        if member.num_computed < member.num_tokens:
+            continue
+        if member.held_back:
+            tokens, member.held_back = member.held_back, []
+            _deliver(engine, member, tokens, now)
+        else:
+            engine.end_sequence(member, member.ending)
 
 
 def _failure(segment: Segment, token_ids: list[int]) -> int:
@@ -101,9 +163,12 @@ def _failure(segment: Segment, token_ids: list[int]) -> int:
     return min(0, *token_ids[segment.first_row : segment.first_row + segment.num_rows])
 
 
-def _no_token(code: int) -> str:
+def _no_token(code: int, sequence: Sequence, result: StepResult) -> str:
     """What the sampler's negative results mean (native/sampler.hpp)."""
     if code == ALL_BANNED:
+        constraint = sequence.constraint
+        if constraint is not None and (error := constraint.error or result.mask_error):
+            return f"structured output failed: {error}"
         return "every token is banned: look at logit_bias, min_tokens and the stop tokens"
     return "the model's logits are not finite: look at the prompt embeddings and the model's weights"
 
@@ -118,8 +183,18 @@ def _token_logprobs(result: StepResult, row: int, num_top: int) -> TokenLogprobs
     return TokenLogprobs(int(result.token_ids[row]), float(result.logprobs[row]), rank, top_ids, top_logprobs)
 
 
+def _take_logprobs(segment: Segment, result: StepResult) -> None:
+    """Log-probabilities of tokens of the output, if they are wanted."""
+    sequence, first = segment.sequence, segment.first_row
+    num_top = sequence.request.num_logprobs
+    for row in range(first, first + segment.num_rows) if num_top >= 0 else ():
+        logprobs = _token_logprobs(result, row, num_top)
+        sequence.logprobs.append(logprobs)
+        sequence.cumulative_logprob += logprobs.logprob
+
+
 def _take_prompt_rows(segment: Segment, result: StepResult) -> None:
-    sequence, first, num_rows, kind = segment
+    sequence, first, num_rows, kind, _ = segment
     request = sequence.request
     if kind is RowKind.HIDDEN and result.hidden is not None:
         rows = result.hidden[first : first + num_rows].sum(axis=0, dtype=np.float64)

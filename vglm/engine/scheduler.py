@@ -302,7 +302,7 @@ class Scheduler:
         if not sequence.num_preemptions:
             hits = sequence.num_computed
             self.blocks.cache.record(sequence.num_tokens, hits)
-            sequence.request.num_cached_tokens = hits
+            sequence.request.num_cached_tokens = min(hits, sequence.num_prompt_tokens)
         self.in_flight.claim(sequence.keys[sequence.num_span_pages :], sequence)
         plan.give(sequence, plan.spare)
 

@@ -7,13 +7,14 @@ token.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from vglm.engine.constraint import Constraint
 from vglm.engine.request import FloatArray, IntArray, RequestKind, Sequence
 from vglm.engine.scheduler import Scheduled
 
@@ -33,12 +34,21 @@ class RowKind(IntEnum):
 
 
 class Segment(NamedTuple):
-    """Consecutive output rows of one sequence and one kind."""
+    """Consecutive output rows of one sequence and one kind; the first predicts the sequence's token `first_token`."""
 
     sequence: Sequence
     first_row: int
     num_rows: int
     kind: RowKind
+    first_token: int
+
+    @property
+    def of_output(self) -> bool:
+        """Whether the rows predict tokens of a request's output, not of its prompt."""
+        return (
+            self.sequence.request.kind is RequestKind.GENERATE
+            and self.first_token >= self.sequence.num_prompt_tokens
+        )
 
 
 @dataclass(slots=True)
@@ -49,7 +59,8 @@ class SampleRows:
     best tokens to report besides the row's own. Ragged arrays: row r adds `bias_value` to the logits of
     `bias_id` over `bias_start[r]:bias_start[r + 1]` (-inf bans a token), and its penalties count `history`
     over `history_start[r]: history_start[r + 1]`, of which the first `history_prompt[r]` tokens are prompt.
-    A row without penalties has none.
+    A row without penalties has none. Row r may sample what constraint `mask_row[r]` of `constraints` allows;
+    -1, or no `mask_row` at all, means anything.
     """
 
     segments: list[Segment]
@@ -71,6 +82,8 @@ class SampleRows:
     history_start: IntArray  # [R + 1]
     history: IntArray
     history_prompt: IntArray
+    constraints: list[Constraint] = field(default_factory=list)
+    mask_row: IntArray | None = None
 
     def __len__(self) -> int:
         return len(self.kind)
@@ -109,7 +122,8 @@ class StepResult:
     `token_ids`: sampled token, for TARGET rows the target. `logprobs`: natural log of the raw probability
     of that token; only needs to be right where `num_logprobs` >= 0 or the kind is TARGET. `ranks`: 1 for
     the most likely token. `top_ids`, `top_logprobs` [R, k], best first, k >= max(num_logprobs). `hidden`
-    [R, H], right for HIDDEN rows.
+    [R, H], right for HIDDEN rows. `mask_error`: why no constraint could say what it allows; its rows then have
+    no token.
     """
 
     token_ids: IntArray
@@ -118,6 +132,7 @@ class StepResult:
     top_ids: IntArray | None = None
     top_logprobs: FloatArray | None = None
     hidden: FloatArray | None = None
+    mask_error: str | None = None
 
 
 class Executor(Protocol):
@@ -213,9 +228,10 @@ class StepBuilder:
         rows: list[int] = []  # first row in the batch of each segment
         num_rows = 0
         for (sequence, count), row in zip(scheduled, query_start, strict=False):
+            start = sequence.num_computed
             for member, first, length, kind in _wanted(sequence, count):
-                segments.append(Segment(member, num_rows, length, kind))
-                rows.append(row + first)
+                segments.append(Segment(member, num_rows, length, kind, first + 1))
+                rows.append(row + first - start)
                 num_rows += length
         lengths = [segment.num_rows for segment in segments]
         return _ranges(rows, lengths), self._sample_rows(segments, lengths, num_rows)
@@ -223,21 +239,22 @@ class StepBuilder:
     def _sample_rows(self, segments: list[Segment], lengths: list[int], num_rows: int) -> SampleRows:
         columns = self._columns
         slots = np.array([columns.fill(segment.sequence) for segment in segments], np.intp)
-        index = np.array([len(segment.sequence.output_token_ids) for segment in segments], np.int32)
+        index = np.array([segment.sequence.num_generated for segment in segments], np.int32)
         if num_rows != len(segments):
             slots, index = np.repeat(slots, lengths), np.repeat(index, lengths)
         kind = np.zeros(num_rows, np.uint8)
         target = np.full(num_rows, -1, np.int32)
         num_logprobs = columns.num_logprobs[slots]
-        for sequence, first_row, length, row_kind in segments:
+        for segment in segments:
+            sequence, first_row, length, row_kind, first_token = segment
             if row_kind is RowKind.SAMPLE:
                 continue
             rows = slice(first_row, first_row + length)
             kind[rows] = row_kind
-            num_logprobs[rows] = sequence.request.num_prompt_logprobs
+            if not segment.of_output:
+                num_logprobs[rows] = sequence.request.num_prompt_logprobs
             if row_kind is RowKind.TARGET:
-                first = max(sequence.num_computed, sequence.wanted_from) + 1
-                target[rows] = sequence.tokens[first : first + length]
+                target[rows] = sequence.tokens[first_token : first_token + length]
         return SampleRows(
             segments,
             kind,
@@ -254,25 +271,32 @@ class StepBuilder:
             index,
             *_bias(segments, num_rows),
             *_history(segments, num_rows),
+            *_constraints(segments, num_rows),
         )
 
 
 def _wanted(sequence: Sequence, count: int) -> list[tuple[Sequence, int, int, RowKind]]:
-    """(sequence, first row, rows, kind) of the outputs wanted from the next `count` rows of a sequence."""
-    start = sequence.num_computed
-    end = start + count
-    kind = sequence.request.kind
-    first = max(0, sequence.wanted_from - start)
-    if kind is not RequestKind.GENERATE:
-        row_kind = RowKind.HIDDEN if kind is RequestKind.ENCODE else RowKind.TARGET
-        return [(sequence, first, count - first, row_kind)] if first < count else []
-    last = end == sequence.num_tokens
-    targets = count - last - first
-    wanted = [(sequence, first, targets, RowKind.TARGET)] if targets > 0 else []
-    if last:
-        wanted.append((sequence, count - 1, 1, RowKind.SAMPLE))
-        if sequence.index == 0:
-            wanted += [(fork, count - 1, 1, RowKind.SAMPLE) for fork in sequence.request.forks]
+    """(sequence, first row, rows, kind) of the outputs wanted from the next `count` rows of a sequence.
+
+    Rows are counted from the sequence's first token: row i predicts token i + 1.
+    """
+    request = sequence.request
+    end = sequence.num_computed + count
+    first = max(sequence.num_computed, sequence.wanted_from)
+    if request.kind is not RequestKind.GENERATE:
+        kind = RowKind.HIDDEN if request.kind is RequestKind.ENCODE else RowKind.TARGET
+        return [(sequence, first, end - first, kind)] if first < end else []
+    wanted = []
+    last_of_prompt = sequence.num_prompt_tokens - 1
+    if first < (end_of_prompt := min(end, last_of_prompt)):
+        wanted.append((sequence, first, end_of_prompt - first, RowKind.TARGET))
+    samples = end == sequence.num_tokens and sequence.ending is None
+    members = [sequence, *request.forks] if sequence.index == 0 else [sequence]
+    known = max(first, last_of_prompt)  # rows from here on that predict what is known already
+    if request.num_logprobs >= 0 and known < end - samples:
+        wanted += [(member, known, end - samples - known, RowKind.TARGET) for member in members]
+    if samples:
+        wanted += [(member, end - 1, 1, RowKind.SAMPLE) for member in members]
     return wanted
 
 
@@ -316,9 +340,9 @@ def _bias(segments: list[Segment], num_rows: int) -> tuple[IntArray, IntArray, F
     lengths = [0] * num_rows
     ids: list[IntArray] = []
     values: list[FloatArray] = []
-    for sequence, row, _, kind in segments:
+    for sequence, row, _, kind, _ in segments:
         if kind is RowKind.SAMPLE:
-            bias = sequence.request.bias(len(sequence.output_token_ids))
+            bias = sequence.request.bias(sequence.num_generated)
             lengths[row] = len(bias[0])
             ids.append(bias[0])
             values.append(bias[1])
@@ -330,12 +354,25 @@ def _history(segments: list[Segment], num_rows: int) -> tuple[IntArray, IntArray
     lengths = [0] * num_rows
     prompt = np.zeros(num_rows, np.int32)
     tokens: list[IntArray] = []
-    for sequence, row, _, kind in segments:
+    for sequence, row, _, kind, _ in segments:
         if not sequence.request.plain and kind is RowKind.SAMPLE and sequence.request.params.needs_penalties:
             lengths[row] = sequence.num_tokens
             prompt[row] = sequence.num_prompt_tokens
             tokens.append(sequence.tokens[: sequence.num_tokens])
     return _offsets(lengths), _joined(tokens, np.int32), prompt
+
+
+def _constraints(segments: list[Segment], num_rows: int) -> tuple[list[Constraint], IntArray | None]:
+    """The constraints of rows that sample, and which row has which."""
+    constraints: list[Constraint] = []
+    mask_row = None
+    for sequence, row, _, kind, _ in segments:
+        if sequence.constraint is not None and kind is RowKind.SAMPLE:
+            if mask_row is None:
+                mask_row = np.full(num_rows, -1, np.int32)
+            mask_row[row] = len(constraints)
+            constraints.append(sequence.constraint)
+    return constraints, mask_row
 
 
 def _joined(arrays: list[npt.NDArray[Any]], dtype: type[np.generic]) -> npt.NDArray[Any]:
