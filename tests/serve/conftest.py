@@ -16,13 +16,14 @@ from tests.serve.server_process import MODEL, ServerProcess
 from vglm import LLM
 
 KV_MEMORY = "300M"
+MAX_MODEL_LEN = 4096
 TIMEOUT = 120.0  # seconds after which an answer does not come any more
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[ServerProcess]:
     """`vglm serve` of the small model, without keys, for all tests of the session."""
-    with ServerProcess("--kv-cache-memory", KV_MEMORY) as process:
+    with ServerProcess("--kv-cache-memory", KV_MEMORY, "--max-model-len", str(MAX_MODEL_LEN)) as process:
         yield process
         assert process.alive, f"the server has died: {process.errors()}"
 
@@ -56,7 +57,7 @@ def openai_client(server_url: str) -> Iterator[openai.OpenAI]:
 @pytest.fixture(scope="session")
 def llm() -> LLM:
     """The model that is served, offline, with the same options."""
-    return LLM(MODEL, kv_cache_memory=KV_MEMORY)
+    return LLM(MODEL, kv_cache_memory=KV_MEMORY, max_model_len=MAX_MODEL_LEN)
 
 
 @pytest.fixture(scope="session")

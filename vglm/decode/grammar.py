@@ -10,9 +10,12 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection
+from concurrent.futures import Future
 from functools import cached_property
 from json import dumps, loads
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from vglm.decode.bounds import refuse
 from vglm.decode.gbnf import as_lark, is_gbnf
@@ -20,10 +23,10 @@ from vglm.decode.grammar_tokens import GrammarVocabulary, TokenSpelling
 from vglm.decode.matcher import Grammar, reason
 from vglm.decode.structural_tag import tags_as_lark, with_options
 from vglm.decode.structured import StructuredOutputs
-from vglm.errors import RequestError
+from vglm.errors import RequestError, VGLMError
 
 if TYPE_CHECKING:
-    from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
+    from llguidance import LLExecutor, LLParserLimits, LLTokenizer
 
 STACK_BYTES = (
     64 << 20
@@ -96,10 +99,10 @@ class GrammarCompiler:
         with self._loading:
             tokenizer, executor = self._tokenizer, self._executor
         source = _source(structured, self._vocabulary.literal)
-        matcher = _in_deep_stack(lambda: _first_matcher(tokenizer, source, self._limits))
-        if matcher.is_error():
-            refuse(f"{structured.kind} cannot be compiled: {reason(matcher)}")
-        return Grammar(matcher, executor)
+        try:
+            return _in_deep_stack(lambda: _build(tokenizer, source, self._limits, executor))
+        except VGLMError as error:
+            refuse(f"{structured.kind} cannot be compiled: {error}")
 
     @cached_property
     def _tokenizer(self) -> LLTokenizer:
@@ -165,32 +168,42 @@ def _quoted(text: str) -> str:
     return dumps(text, ensure_ascii=False)
 
 
-def _first_matcher(tokenizer: LLTokenizer, source: str, limits: LLParserLimits) -> LLMatcher:
-    """A matcher at the start, which has computed its first mask: what that costs is paid here, not by the engine."""
+def _build(tokenizer: LLTokenizer, source: str, limits: LLParserLimits, executor: LLExecutor) -> Grammar:
+    """A grammar that has made its first step: what that costs is paid here, not by the engine. Raises VGLMError."""
     from llguidance import LLMatcher
 
     matcher = LLMatcher(tokenizer, source, log_level=0, limits=limits)
-    if not matcher.is_error():
-        matcher.compute_bitmask()
-    return matcher
+    if matcher.is_error():
+        raise VGLMError(reason(matcher))
+    grammar = Grammar(matcher, executor)
+    first = grammar.start()
+    first.begin()
+    first.fill_mask(np.zeros(-(-tokenizer.vocab_size // 32), np.uint32))
+    if first.error is not None:
+        raise VGLMError(first.error)
+    return grammar
 
 
 _stack_size = threading.Lock()  # setting it is global
 
 
-def _in_deep_stack(work: Callable[[], LLMatcher]) -> LLMatcher:
+def _in_deep_stack(work: Callable[[], Grammar]) -> Grammar:
     """The result of the work, done in a thread with a deep stack: the library's compiler recurses."""
-    results: list[LLMatcher] = []
-    thread = threading.Thread(target=lambda: results.append(work()), name="vglm-grammar", daemon=True)
+    result: Future[Grammar] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as error:
+            result.set_exception(error)
+
+    thread = threading.Thread(target=run, name="vglm-grammar", daemon=True)
     with _stack_size:
         before = threading.stack_size(STACK_BYTES)
         try:
             thread.start()
         except RuntimeError as error:
-            refuse(f"there is no memory for a thread to compile in ({error})")
+            raise VGLMError(f"no memory for a thread ({error})") from error
         finally:
             threading.stack_size(before)
-    thread.join()
-    if not results:
-        refuse("the grammar library failed")
-    return results[0]
+    return result.result()

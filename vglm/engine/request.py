@@ -206,6 +206,17 @@ class PromptEmbeds:
         return digest.digest()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class SpanSpec:
+    """A span that a request attends to: `tokens` int32 [n] from `first_position` on; `parents` are the indices of the
+    specifications before it that it attends to.
+    """
+
+    tokens: IntArray
+    first_position: int
+    parents: tuple[int, ...] = ()
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """One request and its results. Times are seconds of `time.perf_counter`; 0.0 means not yet."""
@@ -237,6 +248,10 @@ class Request:
     span: Span | None = None
     error: str | None = None
     num_cached_tokens: int = 0
+    # the spans that its context is gathered from (see engine/contexts.py)
+    span_specs: tuple[SpanSpec, ...] = ()
+    num_context_tokens: int = 0
+    num_cached_context_tokens: int = 0
     # times
     arrival_time: float = 0.0
     queued_time: float = 0.0  # when the engine took it

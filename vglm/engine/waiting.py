@@ -99,6 +99,11 @@ class WaitingQueue:
         """The first of the best class; IndexError when nobody waits."""
         return self._classes[self._priorities[0]].by_arrival[0]
 
+    @property
+    def longest_since(self) -> float:
+        """Since when the one that has waited longest waits; IndexError when nobody does."""
+        return self._longest[0][0]
+
     def is_overdue(self, sequence: Sequence, now: float) -> bool:
         """Whether a waiting sequence has waited longer than max_wait."""
         return now - sequence.waiting_since > self.max_wait
