@@ -36,6 +36,7 @@ class Lengths(Protocol):
 
     def of(self, index: int, rng: np.random.Generator) -> tuple[int, int]:
         """Prompt and output tokens of request `index`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
