@@ -92,6 +92,10 @@ def schemas() -> dict[str, Schema]:
         "everything refers to everything": definitions(
             20, lambda i: {"anyOf": [ref((i * 7 + j) % 20) for j in range(20)]}, string
         ),
+        "options of the library": {
+            "x-guidance": {"whitespace_pattern": '"+', "key_separator": "(a{1000}){1000}"},
+            **nested(2, lambda s: {"properties": {"a": s}, "required": ["a"]}),
+        },
         "far reference": {"$ref": "http://127.0.0.1:9/schema.json"},
         "reference to a file": {"$ref": "file:///etc/passwd"},
         # sizes
@@ -195,6 +199,8 @@ def grammars() -> dict[str, str]:
     return {
         "ambiguous": 'start: e\ne: e e | "a" | e e e',
         "a rule that is itself": "start: a\na: a",
+        "a text without end": "start: A A\nA: /x+/",
+        "a text without end in GBNF": "root ::= a a\na ::= [x]+",
         "nothing again and again": 'start: a*\na: b*\nb: "x"?',
         "many groups": "start: " + "(" * 20000 + '"a"' + ")" * 20000,
         "chain of rules": rules(3900, "r#: r+1", 'r3900: "a"\nstart: r0'),

@@ -40,10 +40,14 @@ _LIMITS = {
     "initial_lexer_fuel": 300_000,
     "step_lexer_fuel": 50_000,
     "step_max_items": 20_000,
+    "max_items_in_row": 1_000,  # quadratic; 250 properties that may all be left out need it
     "max_lexer_states": 100_000,
     "max_grammar_size": 200_000,
     "verbose_errors": False,  # else messages contain the grammar and the generated text
 }
+# Terminals are greedy, so a caller's grammar may force text that never ends (start: A A, where A is /x+/), and the
+# library looks for its end. Nothing is forced in such grammars; one token that is allowed alone is sampled.
+_NO_FORCING = '%llguidance {"no_forcing": true}\n'
 _FLEXIBLE = {"whitespace_flexible": True, "item_separator": ",", "key_separator": ":"}
 _FIXED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
@@ -150,7 +154,7 @@ def _source(structured: StructuredOutputs, literal: Callable[[str], str]) -> str
     if kind == "choice":
         return LLMatcher.grammar_from_lark("start: CHOICE\nCHOICE: " + " | ".join(map(_quoted, value)))
     if kind == "grammar":
-        return LLMatcher.grammar_from_lark(as_lark(value) if is_gbnf(value) else value)
+        return LLMatcher.grammar_from_lark(_NO_FORCING + (as_lark(value) if is_gbnf(value) else value))
     return LLMatcher.grammar_from_lark(tags_as_lark(loads(value), _options(structured), literal))
 
 
@@ -159,8 +163,6 @@ def _schema(schema: dict[str, Any], options: dict[str, Any]) -> str:
 
 
 def _options(structured: StructuredOutputs) -> dict[str, Any]:
-    if structured.whitespace_pattern is not None:
-        return {**_FLEXIBLE, "whitespace_pattern": structured.whitespace_pattern}
     return dict(_FIXED if structured.disable_any_whitespace else _FLEXIBLE)
 
 

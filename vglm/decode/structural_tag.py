@@ -14,6 +14,7 @@ from vglm.decode.bounds import MAX_BYTES, refuse, shown
 from vglm.decode.schema_limits import checked_schema
 
 MAX_TAGS = 128
+_KEPT = ("coerce_one_of", "lenient")  # of a schema's own options: oneOf as anyOf, unknown keywords ignored
 _ANYTHING = {"type": "object"}
 _FIELDS = ("structures", "triggers", "at_least_one", "stop_after_first")
 
@@ -84,9 +85,14 @@ def tags_as_lark(tags: Mapping[str, Any], options: Mapping[str, Any], literal: C
 
 
 def with_options(schema: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """A schema that tells llguidance how JSON is written."""
+    """A schema that tells llguidance how JSON is written, in place of what it says itself (which may be costly)."""
     own = schema.get("x-guidance")
-    return {**schema, "x-guidance": {**(own if isinstance(own, dict) else {}), **options}}
+    kept = (
+        {name: own[name] for name in _KEPT if isinstance(own.get(name), bool)}
+        if isinstance(own, dict)
+        else {}
+    )
+    return {**schema, "x-guidance": {**kept, **options}}
 
 
 def _start(tags: Mapping[str, Any], calls: str) -> str:

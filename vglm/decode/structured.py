@@ -34,7 +34,6 @@ class StructuredOutputs:
             `at_least_one`: the text begins with a structure. `stop_after_first`: it ends after one.
         disable_any_whitespace: JSON is written as `{"a": 1, "b": [2, 3]}`, which lets the engine fill in more
             by itself. False leaves white space to the model. (vLLM's default is False.)
-        whitespace_pattern: a regular expression for white space between JSON's tokens.
     """
 
     json: str | Mapping[str, Any] | None = None
@@ -44,7 +43,6 @@ class StructuredOutputs:
     grammar: str | None = None
     structural_tag: str | Mapping[str, Any] | None = None
     disable_any_whitespace: bool = True
-    whitespace_pattern: str | None = None
 
     def __post_init__(self) -> None:
         if self.json_object is not None and not isinstance(self.json_object, bool):
@@ -58,8 +56,6 @@ class StructuredOutputs:
             refuse(
                 f"disable_any_whitespace is {shown(self.disable_any_whitespace)}, but must be True or False"
             )
-        if self.whitespace_pattern is not None:
-            checked_text("whitespace_pattern", self.whitespace_pattern)
         self._normalise(self.kind, _CHECKS[self.kind](getattr(self, self.kind)))
 
     @property
