@@ -86,11 +86,17 @@ def _accept_token(engine: EngineCore, sequence: Sequence, token: int, now: float
         for following in forced:
             sequence.append(following)
         tokens += forced
-    _deliver(engine, sequence, tokens, now)
+    complete = sequence.constraint is not None and sequence.constraint.finished
+    _deliver(engine, sequence, tokens, now, "stop" if complete else None)
 
 
-def _deliver(engine: EngineCore, sequence: Sequence, tokens: list[int], now: float) -> None:
-    """Add known tokens to the output, up to the one that ends the sequence."""
+def _deliver(
+    engine: EngineCore, sequence: Sequence, tokens: list[int], now: float, in_the_end: str | None
+) -> None:
+    """Add known tokens to the output, up to the one that ends the sequence.
+
+    `in_the_end`: why the last of them does in any case, or None.
+    """
     request, metrics = sequence.request, engine.metrics
     if sequence.last_token_time:
         metrics.inter_token_latency.observe(now - sequence.last_token_time)
@@ -103,29 +109,29 @@ def _deliver(engine: EngineCore, sequence: Sequence, tokens: list[int], now: flo
         sequence.output_token_ids.append(token)
         metrics.generation_tokens += 1
         try:
-            reason = _end_reason(engine, sequence, token, last)
+            reason = _end_reason(engine, sequence, token)
         except Exception as error:
             engine.fail_request(request, f"the token callback failed: {type(error).__name__}: {error}")
             return
+        length = len(sequence.output_token_ids)
+        if reason is None and length == last:
+            reason = in_the_end
+        if reason is None and length >= request.max_tokens:
+            reason = "length"
         if reason is not None:
             _end(engine, sequence, reason)
             return
 
 
-def _end_reason(engine: EngineCore, sequence: Sequence, token: int, last: int) -> str | None:
-    """Why the token that has just been added to the output ends it; `last` is the number of those known."""
+def _end_reason(engine: EngineCore, sequence: Sequence, token: int) -> str | None:
+    """Whether the token that has just been added to the output ends it by what it is."""
     request, length = sequence.request, len(sequence.output_token_ids)
     if token in request.stop_ids and length > request.params.min_tokens:
         sequence.stop_reason = None if token in engine.config.eos_token_ids else token
         return "stop"
     if request.on_token is not None:
         sequence.stop_reason = request.on_token(sequence.index, token)
-    constraint = sequence.constraint
-    if sequence.stop_reason is not None or (
-        constraint is not None and constraint.finished and length == last
-    ):
-        return "stop"
-    return "length" if length >= request.max_tokens else None
+    return None if sequence.stop_reason is None else "stop"
 
 
 def _end(engine: EngineCore, sequence: Sequence, reason: str) -> None:
@@ -151,7 +157,7 @@ def _end_completed(engine: EngineCore, sequence: Sequence, now: float) -> None:
             continue
         if member.held_back:
             tokens, member.held_back = member.held_back, []
-            _deliver(engine, member, tokens, now)
+            _deliver(engine, member, tokens, now, member.ending)
         else:
             engine.end_sequence(member, member.ending)
 
