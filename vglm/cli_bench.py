@@ -180,7 +180,9 @@ def stream(
     pace: Annotated[
         list[float] | None, typer.Option(help="Also at so many tokens/s of all streams; may be repeated.")
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="The best of so many runs counts.")] = 3,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Of so many runs the one with the least latency counts.")
+    ] = 3,
     json_: opt.Json = None,
 ) -> None:
     """Delivery of tokens through the real server: coalesced against one message per token."""
