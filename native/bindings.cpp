@@ -338,7 +338,7 @@ NB_MODULE(_native, m) {
            "table_valid"_a, "output_rows"_a, "kind"_a, "target"_a, "num_logprobs"_a, "temperature"_a, "top_p"_a, "top_k"_a,
            "min_p"_a, "repetition_penalty"_a, "presence_penalty"_a, "frequency_penalty"_a, "seed"_a, "index"_a, "bias_start"_a,
            "bias_id"_a, "bias_value"_a, "history_start"_a, "history"_a, "history_prompt"_a, "embed_rows"_a.none() = nb::none(),
-           "embeds"_a.none() = nb::none(), "allowed_masks"_a.none() = nb::none(), "mask_rows"_a.none() = nb::none(),
+           "embeds"_a.none() = nb::none(), "allowed_masks"_a.noconvert().none() = nb::none(), "mask_rows"_a.none() = nb::none(),
            "before_sampling"_a.none() = nb::none())
       .def("logits", &logits, "kv"_a, "token_ids"_a, "positions"_a, "query_start"_a, "table_start"_a, "table_block"_a,
            "table_valid"_a, "output_rows"_a, "embed_rows"_a.none() = nb::none(), "embeds"_a.none() = nb::none());
