@@ -75,14 +75,14 @@ class Delivery:
     client_seconds: float
 
     @property
-    def seconds(self) -> float:
-        """From the first step to the last message."""
-        return float(self.message_times.max() - self.step_times[self.steps.min()])
+    def span(self) -> tuple[float, float]:
+        """The times of the first and last of these steps."""
+        return float(self.step_times[self.steps.min()]), float(self.step_times[self.steps.max()])
 
-    @property
-    def made_per_second(self) -> float:
-        """Tokens that the engine made."""
-        return len(self.steps) / float(self.step_times[self.steps.max()] - self.step_times[self.steps.min()])
+    def per_second(self, times: npt.NDArray[np.float64]) -> float:
+        """How many of `times` are within the span, per second. What comes later had the machine for itself."""
+        first, last = self.span
+        return float(((times >= first) & (times <= last)).sum() / (last - first))
 
     def latencies(self) -> npt.NDArray[np.float64]:
         """Milliseconds of each token from the step that made it to its message's receipt."""
@@ -139,7 +139,8 @@ def run(model: str, work: StreamWork) -> Report:
         ("client_us", "client, us/token", ".1f"),
     ]
     notes = [
-        "latency: from the end of the step that made a token to its receipt; us/token: processor time",
+        "delivered: while tokens were made, so what piles up does not count; us/token: processor time",
+        "latency: from the end of the step that made a token to its receipt",
         f"first as fast as the engine makes tokens, then at a pace; of {work.repeats} runs each the one with the least latency",
     ]
     settings = {"model": model, "tokens per stream": work.tokens, "forward pass": "none"}
@@ -167,14 +168,15 @@ def _row(model: str, work: StreamWork, coalesce: bool, streams: int, pace: float
     ):
         delivery = runner.run(deliver(url, streams, work.tokens))
     latencies = delivery.latencies()
-    tokens, seconds = len(delivery.steps), delivery.seconds
+    tokens = len(delivery.steps)
+    first, last = delivery.span
     return {
         "messages": "coalesced" if coalesce else "one per token",
         "streams": streams,
         "paced": pace is not None,
-        "made_per_second": delivery.made_per_second,
-        "tokens_per_second": tokens / seconds,
-        "events_per_second": len(delivery.message_times) / seconds,
+        "made_per_second": tokens / (last - first),
+        "tokens_per_second": delivery.per_second(delivery.token_times),
+        "events_per_second": delivery.per_second(delivery.message_times),
         "p50": float(np.percentile(latencies, 50)),
         "p99": float(np.percentile(latencies, 99)),
         "server_us": 1e6 * delivery.server_seconds / tokens,
