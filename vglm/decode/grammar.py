@@ -142,7 +142,7 @@ class _Slot:
 
 def _source(structured: StructuredOutputs, literal: Callable[[str], str]) -> str:
     """The grammar as llguidance takes it."""
-    from llguidance import LLMatcher
+    from llguidance import LLMatcher, regex_to_lark
 
     kind, value = structured.kind, getattr(structured, structured.kind)
     if kind == "json":
@@ -150,7 +150,7 @@ def _source(structured: StructuredOutputs, literal: Callable[[str], str]) -> str
     if kind == "json_object":
         return _schema({"type": "object"}, _options(structured))
     if kind == "regex":
-        return LLMatcher.grammar_from_regex(value)
+        return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(value, 'dw')}/")
     if kind == "choice":
         return LLMatcher.grammar_from_lark("start: CHOICE\nCHOICE: " + " | ".join(map(_quoted, value)))
     if kind == "grammar":

@@ -96,12 +96,11 @@ class _Wrapped:
 
     def _last(self, ids: Sequence[int], wanted: bytes) -> list[int] | None:
         """The last tokens if they spell just this."""
-        start, left = len(ids), len(wanted)
-        while left > 0 and start > 0:
+        start, spelled = len(ids), b""
+        while len(spelled) < len(wanted) and start > 0 and ids[start - 1] < len(self.tokens):
             start -= 1
-            left -= len(self.tokens[ids[start]])
-        found = list(ids[start:])
-        return found if b"".join(self.tokens[i] for i in found) == wanted else None
+            spelled = self.tokens[ids[start]] + spelled
+        return list(ids[start:]) if spelled == wanted else None
 
     def _greedy(self, text: bytes) -> list[int]:
         """The longest token, again and again, as far as there is one."""

@@ -24,7 +24,7 @@ class StructuredOutputs:
         json: a JSON schema, as a mapping or as text. The order of properties is the schema's. A keyword that
             is not enforced is refused when the grammar is compiled, never ignored.
         json_object: any JSON object.
-        regex: a regular expression (Rust syntax, no look-around) that the whole text matches.
+        regex: a regular expression that the whole text matches, without look-around; `\\d` and `\\w` are ASCII.
         choice: texts of which one is generated.
         grammar: a context-free grammar whose rule `start` the text follows: Lark as llguidance reads it
             (without `&`, `~`, parameters and options), or GBNF, whose rule is `root`.
