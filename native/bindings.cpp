@@ -14,6 +14,7 @@ using namespace nb::literals;
 
 namespace vglm {
 
+void bind_graph_walk(nb::module_& m);
 void bind_kernels(nb::module_& m);
 void bind_peak(nb::module_& m);
 void bind_sampler(nb::module_& m);
@@ -343,6 +344,7 @@ NB_MODULE(_native, m) {
       .def("logits", &logits, "kv"_a, "token_ids"_a, "positions"_a, "query_start"_a, "table_start"_a, "table_block"_a,
            "table_valid"_a, "output_rows"_a, "embed_rows"_a.none() = nb::none(), "embeds"_a.none() = nb::none());
 
+  bind_graph_walk(m);
   bind_kernels(m);
   bind_peak(m);
   bind_sampler(m);

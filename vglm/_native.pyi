@@ -16,6 +16,8 @@ _Bytes = npt.NDArray[np.uint8]
 _Seeds = npt.NDArray[np.uint64]
 _Flags = npt.NDArray[np.bool_]
 _Mask = npt.NDArray[np.uint32]
+_Longs = npt.NDArray[np.int64]
+_Doubles = npt.NDArray[np.float64]
 
 def available_isas() -> list[str]:
     """Instruction sets that this build has and this machine runs, best first; the last is "portable"."""
@@ -189,3 +191,67 @@ def peak_ops(isa: str, type: str, threads: int = 1, seconds: float = 0.2) -> flo
 
 def read_bandwidth(isa: str, threads: int = 1, megabytes: int = 256, repeats: int = 5) -> float:
     """Bytes per second of reading memory, the best of `repeats`."""
+
+class GraphWalk:
+    """Walks over a directed multigraph of N nodes and E edges, each within bounded work; the GIL is released.
+
+    `source`, `target`, `relation` [E] are sorted by (source, relation, target); `in_edge` [E] numbers the edges by
+    (target, relation, source); `out_start` and `in_start` [N + 1] say where the edges of a node are in each order.
+    The arrays are kept, not copied. Raises ValueError for arrays that do not fit together.
+
+    Masks are uint8 [relations] and [types]. `degree_cap` bounds how many edges of a node are followed, `max_work`
+    how many edges are looked at in all.
+    """
+
+    def __init__(
+        self,
+        out_start: _Longs,
+        in_start: _Longs,
+        source: _Ints,
+        target: _Ints,
+        relation: _Ints,
+        in_edge: _Ints,
+        node_type: _Ints,
+        num_relations: int,
+        num_types: int,
+    ) -> None: ...
+    def pagerank(
+        self,
+        seeds: _Ints,
+        weights: _Doubles,
+        restart: float,
+        epsilon: float,
+        max_hops: int,
+        degree_cap: int,
+        max_work: int,
+        relations: _Bytes | None = None,
+        types: _Bytes | None = None,
+    ) -> tuple[_Ints, _Ints, _Doubles, int, int, bool]:
+        """Personalised PageRank by forward push: nodes ascending, their hops and scores, the edges looked at and
+        passed over, and whether the walk came to its end."""
+    def neighborhood(
+        self,
+        seeds: _Ints,
+        hops: int,
+        max_nodes: int,
+        degree_cap: int,
+        max_work: int,
+        relations: _Bytes | None = None,
+        types: _Bytes | None = None,
+    ) -> tuple[_Ints, _Ints, _Doubles, int, int, bool]:
+        """The nodes at most `hops` away from the seeds; as `pagerank`, with scores of 0."""
+    def shortest_paths(
+        self,
+        source: int,
+        target: int,
+        max_length: int,
+        count: int,
+        relation_cost: _Doubles,
+        degree_cap: int,
+        max_work: int,
+        relations: _Bytes | None = None,
+        types: _Bytes | None = None,
+    ) -> tuple[list[tuple[_Ints, float]], bool]:
+        """The cheapest of the shortest paths, each with its cost, and whether the search came to its end."""
+    def edges_among(self, nodes: _Ints, max_edges: int, relations: _Bytes | None = None) -> tuple[_Ints, int]:
+        """The edges whose ends are both in `nodes` (ascending): the first `max_edges`, and how many there are."""
