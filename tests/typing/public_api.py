@@ -17,6 +17,7 @@ from vglm import (
     RequestOutput,
     SamplingParams,
     ScoreOutput,
+    StructuredOutputs,
     VGLMError,
 )
 
@@ -32,6 +33,7 @@ def outputs(llm: LLM) -> list[str]:
     assert_type(first.outputs[0].logprobs, list[dict[int, Logprob]] | None)
     llm.generate([[1, 2, 3], [4]], [SamplingParams(), SamplingParams(n=2)])
     llm.generate({"prompt": "x", "prompt_embeds": {0: np.zeros(8, np.float32)}})
+    llm.generate("x", SamplingParams(structured_outputs=StructuredOutputs(json={"type": "object"})))
     messages = [{"role": "user", "content": "hello"}]
     assert_type(llm.chat(messages), list[RequestOutput])
     return [output.text for output in results]
