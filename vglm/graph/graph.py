@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal
 
@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vglm.errors import GraphError
-from vglm.graph.limits import DEFAULT_LIMITS, Limits, shown
+from vglm.graph.exchange import Exchange
+from vglm.graph.limits import shown
 from vglm.graph.strings import StringTable
 
 Direction = Literal["out", "in", "both"]
@@ -73,52 +74,15 @@ class Columns:
     edge_attribute_texts: StringTable
 
 
-class Graph:
-    """An immutable directed multigraph; build one with `from_dict`, `from_triples` or `GraphBuilder`.
+class Graph(Exchange):
+    """An immutable directed multigraph; build one with `from_dict`, `load`, another `from_...`, or `GraphBuilder`.
 
     Methods that take a node take its id; methods that say `index` work on integers, for speed.
     """
 
     def __init__(self, columns: Columns) -> None:
         self.columns = columns
-        self._index = {node_id: index for index, node_id in enumerate(columns.ids)}
         self._starts = _row_starts(columns.sources, len(columns.ids))
-
-    # ---- making one
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any], limits: Limits = DEFAULT_LIMITS) -> Graph:
-        """Reads node-link JSON: `nodes` with id, name, type, text, aliases, attributes; `edges` (or
-        `links`) with source, relation, target, attributes. Unknown fields become attributes. Raises
-        GraphError naming item and field.
-        """
-        from vglm.graph.build import graph_from_dict
-
-        return graph_from_dict(data, limits)
-
-    @classmethod
-    def from_triples(cls, triples: Iterable[Sequence[str]], limits: Limits = DEFAULT_LIMITS) -> Graph:
-        """Makes a graph of (source, relation, target) triples; the ids are the names too."""
-        from vglm.graph.build import graph_from_triples
-
-        return graph_from_triples(triples, limits)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Node-link JSON in canonical order; empty fields are left out. `from_dict` gives an equal
-        graph back."""
-        nodes: list[dict[str, Any]] = []
-        for node in self.nodes():
-            item: dict[str, Any] = {"id": node.id, "name": node.name}
-            item |= {key: value for key in ("type", "text") if (value := getattr(node, key))}
-            item |= {"aliases": list(node.aliases)} if node.aliases else {}
-            item |= {"attributes": dict(node.attributes)} if node.attributes else {}
-            nodes.append(item)
-        edges: list[dict[str, Any]] = []
-        for edge in self.edges():
-            item = {"source": edge.source, "relation": edge.relation, "target": edge.target}
-            item |= {"attributes": dict(edge.attributes)} if edge.attributes else {}
-            edges.append(item)
-        return {"nodes": nodes, "edges": edges}
 
     # ---- reading it
 
@@ -131,7 +95,14 @@ class Graph:
         return len(self.columns.sources)
 
     def __contains__(self, node_id: object) -> bool:
-        return node_id in self._index
+        return isinstance(node_id, str) and self.columns.ids.find(node_id) >= 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the columns and the index of edges by source occupy."""
+        values = [getattr(self.columns, column.name) for column in fields(self.columns)]
+        arrays = {id(value): int(value.nbytes) for value in values if not isinstance(value, tuple)}
+        return sum(arrays.values()) + self._starts.nbytes
 
     def __repr__(self) -> str:
         return f"Graph({self.num_nodes:,} nodes, {self.num_edges:,} edges)"
@@ -166,10 +137,17 @@ class Graph:
 
     def index_of(self, node_id: str) -> int:
         """Position of a node in canonical order; raises GraphError if there is none with this id."""
-        index = self._index.get(node_id)
-        if index is None:
+        index = self.columns.ids.find(node_id) if isinstance(node_id, str) else -1
+        if index < 0:
             raise GraphError(f"the graph has no node with the id {shown(node_id)}")
         return index
+
+    def indices_of(self, node_ids: Sequence[str]) -> Ints:
+        """`index_of` for many ids at once, int32[len(node_ids)]."""
+        indices = self.columns.ids.find_all(node_ids)
+        for position in np.flatnonzero(indices < 0)[:1].tolist():
+            raise GraphError(f"the graph has no node with the id {shown(node_ids[position])}")
+        return indices
 
     def id_of(self, index: int) -> str:
         return self.columns.ids[index]
@@ -275,7 +253,7 @@ class Graph:
     def subgraph(self, nodes: Iterable[str]) -> Graph:
         """The given nodes and every edge between two of them."""
         keep = np.zeros(self.num_nodes, bool)
-        keep[[self.index_of(node_id) for node_id in nodes]] = True
+        keep[self.indices_of(list(nodes))] = True
         edges = np.flatnonzero(keep[self.columns.sources] & keep[self.columns.targets])
         return self._restricted(np.flatnonzero(keep), edges)
 
@@ -284,7 +262,7 @@ class Graph:
         kept = np.unique(np.fromiter(edges, np.int64))
         if len(kept) and not 0 <= kept[0] <= kept[-1] < self.num_edges:
             raise GraphError(f"edge indices must lie in 0..{self.num_edges - 1}")
-        extra = np.fromiter((self.index_of(node_id) for node_id in nodes), np.int64)
+        extra = self.indices_of(list(nodes))
         ends = (self.columns.sources[kept], self.columns.targets[kept], extra)
         return self._restricted(np.unique(np.concatenate(ends)), kept)
 

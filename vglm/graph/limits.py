@@ -24,6 +24,7 @@ class Limits:
     aliases: int = 10_000
     attributes: int = 1_000_000
     closure: int = 5_000_000  # (node, ancestor) pairs that a closure may produce
+    bytes: int = 1 << 33  # of a file, decompressed
 
 
 DEFAULT_LIMITS = Limits()
