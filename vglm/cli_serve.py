@@ -127,6 +127,9 @@ def serve(
         opt.given(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
+            max_wait=max_wait,
+            ttft_target_ms=ttft_target_ms,
+            itl_target_ms=itl_target_ms,
             dtype=dtype,
             kv_cache_dtype=kv_cache_dtype,
             threads=threads,

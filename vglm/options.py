@@ -36,6 +36,9 @@ class EngineOptions:
         threads: processors to use; None: all that this process may run on.
         enable_prefix_caching: whether requests share the KV of equal prefixes.
         seed: what requests without a seed of their own draw from.
+        max_wait: seconds after which a waiting request gets its turn although better ones wait.
+        ttft_target_ms, itl_target_ms: targets for the 95th percentile of the time to the first token and between tokens,
+            in milliseconds; steps are then as large as the targets allow. None: no target.
     """
 
     dtype: str = "auto"
@@ -48,6 +51,9 @@ class EngineOptions:
     threads: int | None = None
     enable_prefix_caching: bool = True
     seed: int = 0
+    max_wait: float = 10.0
+    ttft_target_ms: float | None = None
+    itl_target_ms: float | None = None
 
     def __post_init__(self) -> None:
         _choice("dtype", self.dtype, DTYPES)
@@ -64,6 +70,8 @@ class EngineOptions:
             _whole("max_model_len", self.max_model_len, 2, 1 << 24)
         if self.threads is not None:
             _whole("threads", self.threads, 1, 512)
+        for name in ("max_wait", "ttft_target_ms", "itl_target_ms"):
+            _duration(name, getattr(self, name), optional=name != "max_wait")
         if self.kv_cache_memory is not None:
             parse_bytes("kv_cache_memory", self.kv_cache_memory)
 
@@ -128,6 +136,9 @@ def build_engine(
         kv_cache_dtype=options.kv_dtype,
         enable_prefix_caching=options.enable_prefix_caching,
         seed=options.seed,
+        max_wait=options.max_wait,
+        ttft_target_ms=options.ttft_target_ms,
+        itl_target_ms=options.itl_target_ms,
     )
     return EngineCore(executor, BlockPool(num_blocks, options.block_size, executor.kv), engine_config), packed
 
@@ -186,3 +197,11 @@ def _choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
 def _whole(name: str, value: object, low: int, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise ConfigError(f"{name} is {value!r}; it must be a whole number from {low} to {high}")
+
+
+def _duration(name: str, value: object, optional: bool) -> None:
+    if value is None and optional:
+        return
+    low = 0.0 if name == "max_wait" else 1e-3
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= 1e9:
+        raise ConfigError(f"{name} is {value!r}; it must be a number from {low:g} to 1e9")

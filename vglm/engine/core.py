@@ -16,6 +16,7 @@ from vglm.engine.constraint import ConstraintFactory
 from vglm.engine.intake import check_context, check_request, make_sequences, number_sequences
 from vglm.engine.integrity import IdleWork, check_engine
 from vglm.engine.metrics import EngineMetrics, EngineStats
+from vglm.engine.policies import LatencyController
 from vglm.engine.request import PromptEmbeds, Request, RequestKind, Sequence, Status, TokenHook
 from vglm.engine.results import take_over
 from vglm.engine.scheduler import Scheduled, Scheduler, SchedulerConfig
@@ -36,6 +37,8 @@ class EngineConfig(SchedulerConfig):
     kv_cache_dtype: str = "bf16"
     enable_prefix_caching: bool = True
     seed: int = 0
+    ttft_target_ms: float | None = None  # to the first token, and between tokens: see LatencyController
+    itl_target_ms: float | None = None
 
 
 class RequestOptions(TypedDict, total=False):
@@ -86,6 +89,7 @@ class EngineCore:
         self.scheduler = Scheduler(config, self.blocks, clock)
         self.builder = StepBuilder(config.max_num_seqs, pool.block_size)
         self.metrics = EngineMetrics()
+        self.controller = _controller(config)
         self._idle_work = IdleWork(self)
         self.requests: dict[str, Request] = {}  # the unfinished ones
         self._random = Random(config.seed)
@@ -216,6 +220,8 @@ class EngineCore:
         self._changing = True
         try:
             updated += take_over(self, scheduled, batch, result, started, executed)
+            if self.controller is not None:
+                self.controller.observe(scheduled, started, executed, self.scheduler.num_waiting)
         except Exception as error:
             return self._reset(f"taking over a step's results failed: {_describe(error)}")
         self._changing = False
@@ -231,6 +237,8 @@ class EngineCore:
         """The next step's sequences, and the requests that ended without one."""
         self._changing = True
         scheduler = self.scheduler
+        if self.controller is not None:
+            self.controller.apply(scheduler, self.clock())
         started = time.perf_counter()
         scheduled = scheduler.schedule()
         self.metrics.schedule_seconds.observe(time.perf_counter() - started)
@@ -341,6 +349,16 @@ class EngineCore:
         """
         self._recover_if_interrupted()
         return not self.requests and self._idle_work.run()
+
+
+def _controller(config: EngineConfig) -> LatencyController | None:
+    """The controller of the configured targets; None when there are none."""
+    if config.itl_target_ms is None and config.ttft_target_ms is None:
+        return None
+    itl, ttft = (
+        None if target is None else target / 1000 for target in (config.itl_target_ms, config.ttft_target_ms)
+    )
+    return LatencyController(itl, ttft)
 
 
 def _check_result(batch: StepBatch, result: StepResult) -> None:

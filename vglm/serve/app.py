@@ -79,7 +79,13 @@ def surrounded(app: FastAPI, serving: Serving) -> ASGIApp:
         open_paths = OPEN_PATHS | {"/metrics"} if options.metrics_open else OPEN_PATHS
         inner = Authentication(inner, ApiKeys(options.api_keys, options.api_key_file), open_paths)
     if options.cors_origins:
-        inner = CORSMiddleware(inner, options.cors_origins, allow_methods=["*"], allow_headers=["*"])
+        inner = CORSMiddleware(
+            inner,
+            options.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id"],
+        )
     app.state.monitoring = watch = Monitoring(app, serving, bodies)
     decode = serving.llm.tokenizer.decode if options.log_prompts else None
     return AccessLog(inner, watch.observers, decode)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fastapi import APIRouter, FastAPI
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -13,6 +15,7 @@ from vglm.serve.logs import LogWriter
 from vglm.serve.metrics import EngineCollector, new_registry, render
 from vglm.serve.protocol import LimitedProtocol
 from vglm.serve.serving import Serving
+from vglm.serve.tracing import Tracing
 
 router = APIRouter(tags=["server"])
 
@@ -40,10 +43,37 @@ class Monitoring:
             stats=serving.engine.stats,
             alive=lambda: serving.engine.alive,
             integrity_errors=lambda: serving.engine.num_integrity_errors,
+            controller=lambda: _controller_state(serving),
             facts=_facts(serving),
         )
         self.registry = new_registry(engine, self.http)
         self.observers: list[RequestObserver] = [self.http]
+        self._tracing: Tracing | None = None
+        if serving.options.otlp_endpoint is not None:
+            self._tracing = Tracing(serving.options.otlp_endpoint, serving.model_names[0])
+            self.observers.append(self._tracing)
+
+    def stop(self) -> None:
+        """Send what has not been sent yet."""
+        if self._tracing is not None:
+            self._tracing.stop()
+
+
+def _controller_state(serving: Serving) -> Mapping[str, float | None]:
+    """What the latency controller does; empty when there are no targets."""
+    controller = serving.llm.engine.controller
+    if controller is None:
+        return {}
+    state = controller.state()
+    return {
+        "token_budget": state.token_budget,
+        "max_running": state.max_running,
+        "itl_p95_seconds": state.itl_p95,
+        "decreases": state.decreases,
+        "increases": state.increases,
+        "ttft_target_seconds": controller.ttft_target,
+        "itl_target_seconds": controller.itl_target,
+    }
 
 
 def _facts(serving: Serving) -> dict[str, str]:

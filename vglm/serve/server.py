@@ -21,6 +21,7 @@ from vglm.errors import ConfigError
 from vglm.llm import LLM
 from vglm.serve.app import create_app, surrounded
 from vglm.serve.logs import configure_logging
+from vglm.serve.monitoring import Monitoring
 from vglm.serve.options import ServeOptions
 from vglm.serve.protocol import ConnectionLimits, limited_protocol
 from vglm.serve.serving import Serving
@@ -53,6 +54,7 @@ def serve(model: str, engine: dict[str, Any], options: ServeOptions) -> int:
     server = Server(serving, url_of(listener, options))
     server.run(sockets=[listener])
     gc.unfreeze()  # so that it ends in order
+    server.monitoring.stop()
     writer.stop()
     return INTERRUPTED if server.interrupted else 0
 
@@ -63,8 +65,11 @@ class Server(uvicorn.Server):
     def __init__(self, serving: Serving, url: str) -> None:
         serving.protocol = limited_protocol(_connection_limits(serving.options))
         serving.num_connections = lambda: len(self.server_state.connections)
+        app = create_app(serving)
+        surroundings = surrounded(app, serving)
+        self.monitoring: Monitoring = app.state.monitoring
         config = uvicorn.Config(
-            surrounded(create_app(serving), serving),
+            surroundings,
             loop="uvloop",
             http=serving.protocol,
             ws="none",
