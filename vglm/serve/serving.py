@@ -21,11 +21,12 @@ from vglm.prompts import EncodedPrompt, encode_prompts
 from vglm.serve.access_log import RequestRecord
 from vglm.serve.admission import Admission, Ticket
 from vglm.serve.engine_thread import EngineThread
-from vglm.serve.errors import ApiError
+from vglm.serve.errors import ApiError, params_named
 from vglm.serve.options import ServeOptions
 from vglm.serve.schemas.common import SamplingFields
 from vglm.serve.sse import EventStream, cancelled_on_disconnect
 from vglm.serve.streams import AbortedError, ClientGoneError, Increment, Stream, TextHook
+from vglm.serve.structured import structured_outputs
 
 if TYPE_CHECKING:
     from vglm.llm import LLM
@@ -54,6 +55,7 @@ class Serving:
         self.admission = Admission(max_running, options.max_queue, options.per_key_limit)
         self._active: set[Stream] = set()
         self._idle = asyncio.Event()
+        self._compiling = asyncio.Semaphore(1)
         self._ids = itertools.count()
         self._run = secrets.token_hex(4)  # so that ids of two runs of the server differ
 
@@ -85,8 +87,18 @@ class Serving:
             raise ApiError(400, str(error), param=param) from error
 
     async def request_options(self, body: SamplingFields, tools: ToolUse | None = None) -> dict[str, Any]:
-        """What a body says about a request besides its prompt and sampling."""
-        return {"priority": body.priority or 0}
+        """What a body says about a request besides its prompt and sampling. Raises RequestError.
+
+        Grammars are compiled in another thread, one at a time: a hostile one delays other grammars, and nobody else.
+        """
+        options: dict[str, Any] = {"priority": body.priority or 0}
+        wanted = structured_outputs(body, tools)
+        if wanted is not None:
+            param, structured = wanted
+            with params_named({"structured_outputs": param}):
+                async with self._compiling:
+                    options["constraint"] = await asyncio.to_thread(self.llm.compile_structured, structured)
+        return options
 
     # ---- generation ---------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from vglm.serve.schemas.common import (
     Whole,
     served,
 )
+from vglm.serve.schemas.structured import StructuredFields
 
 MAX_PROMPTS = 2048  # in one request, as OpenAI has it for embeddings
 
@@ -36,7 +37,7 @@ _EXAMPLES: list[JsonValue] = [
 ]
 
 
-class CompletionRequest(CompletionFields):
+class CompletionRequest(CompletionFields, StructuredFields):
     """Complete a prompt, or several."""
 
     model: ModelName | None = None
