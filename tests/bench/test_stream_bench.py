@@ -16,7 +16,7 @@ from vglm.errors import ConfigError, VGLMError
 
 
 def test_every_row_has_figures_that_can_be_true(model: str) -> None:
-    report = stream.run(model, StreamWork(streams=(8,), tokens=48, paces=(500.0,), repeats=1))
+    report = stream.run(model, StreamWork(streams=(8,), tokens=600, paces=(2000.0,), repeats=1))
     rows = report.tables[0].rows
     assert [row["messages"] for row in rows] == ["one per token", "coalesced"] * 3
     assert [row["paced"] for row in rows] == [False, False, True, True, True, True]
@@ -25,7 +25,7 @@ def test_every_row_has_figures_that_can_be_true(model: str) -> None:
         assert row["server_us"] > 0
         assert row["events_per_second"] <= 1.01 * row["tokens_per_second"]
         assert row["tokens_per_second"] <= 1.01 * row["made_per_second"]
-    assert all(row["made_per_second"] < 600 for row in rows[2:4])
+    assert all(row["made_per_second"] < 2400 for row in rows[2:4])
     assert all(row["ratio"] > 0 for row in rows[1::2])
 
 

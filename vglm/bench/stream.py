@@ -157,6 +157,10 @@ def _pair(
             rows.append(_row(model, work, coalesce, streams, pace))
             advance()
     single, merged = (min(rows, key=lambda row: float(row["p50"])) for rows in found.values())
+    if not single["tokens_per_second"]:
+        raise VGLMError(
+            f"{work.tokens} tokens were made before the first one came: give more, as in --tokens 1024"
+        )
     merged["ratio"] = merged["tokens_per_second"] / single["tokens_per_second"]
     return single, merged
 
