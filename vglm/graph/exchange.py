@@ -94,6 +94,119 @@ class Exchange:
 
         return graph_to_triples(_graph(self))
 
+    # ---- text formats
+
+    @staticmethod
+    def from_rdf(
+        text: str | bytes, format: str = "turtle", limits: Limits = DEFAULT_LIMITS, **options: Any
+    ) -> Graph:
+        """Reads RDF as "turtle", "ntriples" or "jsonld" (needs pyoxigraph). `options` are `language`, in which
+        names are wanted ("en"), and `base`, against which relative IRIs are resolved."""
+        from vglm.graph.formats.rdf import rdf_format
+
+        rdf_format(format)
+        return _read(format, text, limits, options)
+
+    def to_rdf(self, format: str = "turtle") -> str:
+        """The text of "turtle", "ntriples" or "jsonld" (needs pyoxigraph); `from_rdf` gives an equal graph back."""
+        from vglm.graph.formats.rdf_writer import write_rdf
+
+        return write_rdf(_graph(self), format).decode()
+
+    @staticmethod
+    def from_graphml(text: str | bytes, limits: Limits = DEFAULT_LIMITS) -> Graph:
+        """Reads GraphML, as networkx, igraph, Gephi, yEd and Neo4j write it."""
+        return _read("graphml", text, limits, {})
+
+    def to_graphml(self) -> str:
+        """The text of GraphML; `from_graphml` gives an equal graph back. Raises GraphError for control characters
+        in ids, names and texts, which XML cannot hold."""
+        from vglm.graph.formats.graphml_writer import write_graphml
+
+        return write_graphml(_graph(self)).decode()
+
+    @staticmethod
+    def from_obo(text: str | bytes, limits: Limits = DEFAULT_LIMITS, **options: Any) -> Graph:
+        """Reads an OBO ontology: its current terms, `is a` and other relationships. `options` is `node_type`, the
+        type of terms without a namespace."""
+        return _read("obo", text, limits, options)
+
+    @staticmethod
+    def from_smiles(smiles: str, id: str = "", limits: Limits = DEFAULT_LIMITS) -> Graph:
+        """A molecule: atoms are nodes ("C1", "O2"), bonds edges ("single bond"); needs rdkit.
+
+        Every SMILES of a molecule gives the same graph. With an `id` the atoms' ids begin with it ("ethanol:C1"),
+        so that several molecules fit into one graph.
+        """
+        from vglm.graph.formats.smiles import graph_from_smiles
+
+        return graph_from_smiles(smiles, limits, id)
+
+    # ---- objects of other libraries
+
+    @staticmethod
+    def from_networkx(graph: Any, relation: str = "relation", limits: Limits = DEFAULT_LIMITS) -> Graph:
+        """Reads a graph of networkx, directed or not; the fields of nodes and edges as in `from_dict`.
+
+        `relation` is the field of an edge that names its relation; without one a key that is a string does. An
+        edge of an undirected graph leads from the lesser id to the greater.
+        """
+        from vglm.graph.formats.networkx_graph import graph_from_networkx
+
+        return graph_from_networkx(graph, limits, relation)
+
+    def to_networkx(self) -> Any:
+        """A `networkx.MultiDiGraph` (needs networkx), of which `from_networkx` gives an equal graph back."""
+        from vglm.graph.formats.networkx_graph import graph_to_networkx
+
+        return graph_to_networkx(_graph(self))
+
+    @staticmethod
+    def from_pyg(
+        data: Any,
+        *,
+        ids: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+        names: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+        types: Sequence[str] | None = None,
+        relations: Sequence[str] | None = None,
+        attributes: Iterable[str] = (),
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> Graph:
+        """Reads `Data` or `HeteroData` of PyTorch Geometric, with tensors or numpy arrays; imports neither.
+
+        `ids` and `names` are those of the nodes (for HeteroData by node type); ids default to "0", "1", ... or
+        "author:0", ... `types` and `relations` name the codes in `node_type` and `edge_type`. `attributes` are
+        the tensors to keep, with a row per node or, if called edge_..., per edge: `("y", "edge_attr")`.
+        """
+        from vglm.graph.formats.pyg import graph_from_pyg
+
+        return graph_from_pyg(data, limits, ids, names, types, relations, attributes)
+
+    @staticmethod
+    def from_neo4j(
+        result: Any,
+        *,
+        id_property: str | None = None,
+        names: Iterable[str] = ("name", "title", "label"),
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> Graph:
+        """Reads what Neo4j's driver returns: a result, records, or a `neo4j.graph.Graph`.
+
+        Nodes, relationships and paths are taken wherever they stand in a record, each once. Ids are element ids,
+        or the values of `id_property`; a name is the first of the properties `names` that a node has; the type is
+        the first label.
+        """
+        from vglm.graph.formats.neo4j_records import graph_from_neo4j
+
+        return graph_from_neo4j(result, limits, id_property, names)
+
+
+def _read(format: str, text: str | bytes, limits: Limits, options: Mapping[str, Any]) -> Graph:
+    from vglm.graph.formats.files import read
+    from vglm.graph.formats.source import Source
+
+    return read(Source.of(text, format, limits.bytes), format, limits, options)
+
 
 def _graph(self: Exchange) -> Graph:
     """Only `Graph` inherits from `Exchange`."""

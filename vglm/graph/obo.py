@@ -29,7 +29,10 @@ class Term:
     name: str = ""
     definition: str = ""
     synonyms: list[str] = field(default_factory=list)
+    namespace: str = ""
+    comment: str = ""
     parents: list[str] = field(default_factory=list)
+    relationships: list[tuple[str, str]] = field(default_factory=list)  # id of a [Typedef], id of a term
     alternative_ids: list[str] = field(default_factory=list)
     obsolete: bool = False
     replaced_by: list[str] = field(default_factory=list)
@@ -44,6 +47,7 @@ class Ontology:
     terms: dict[str, Term]
     version: str
     source: str
+    relations: dict[str, str] = field(default_factory=dict)  # names of the `[Typedef]` stanzas by id
 
     def replacements(self) -> dict[str, str]:
         """Every retired id (alternative, or obsolete with one replacement) and the current id that
@@ -103,8 +107,10 @@ def read_obo(path: str | Path) -> Ontology:
 
 
 def parse_obo(lines: Iterable[str], source: str = "obo") -> Ontology:
-    """Parses the lines of an OBO file; stanzas other than `[Term]` are skipped."""
+    """Parses the lines of an OBO file; of stanzas other than `[Term]` only the names of `[Typedef]` are kept."""
     terms: dict[str, Term] = {}
+    relations: dict[str, str] = {}
+    relation = ""
     version = ""
     term: Term | None = None
     stanza = ""
@@ -116,7 +122,7 @@ def parse_obo(lines: Iterable[str], source: str = "obo") -> Ontology:
             continue
         if line[0] == "[":
             _keep(term, terms, source)
-            stanza = line
+            stanza, relation = line, ""
             term = Term(line=number) if line == "[Term]" else None
             continue
         tag, colon, value = line.partition(":")
@@ -127,10 +133,14 @@ def parse_obo(lines: Iterable[str], source: str = "obo") -> Ontology:
             _set(term, tag, value, f"{source}, line {number}")
         elif not stanza and tag == "data-version":
             version = value
+        elif stanza == "[Typedef]" and tag == "id":
+            relation = _plain(value)
+        elif stanza == "[Typedef]" and tag == "name" and relation:
+            relations.setdefault(relation, _unescape(_plain(value)))
     _keep(term, terms, source)
     if not terms:
         raise GraphError(f"{source}: has no [Term]; is it an OBO file?")
-    return Ontology(terms, version, source)
+    return Ontology(terms, version, source, relations)
 
 
 def _keep(term: Term | None, terms: dict[str, Term], source: str) -> None:
@@ -156,6 +166,13 @@ def _set(term: Term, tag: str, value: str, where: str) -> None:
         term.synonyms.append(_quoted(value, f"{where}, synonym"))
     elif tag == "is_a":
         term.parents.append(_plain(value))
+    elif tag == "relationship":
+        relation, _, target = _plain(value).partition(" ")
+        term.relationships.append((relation, target.strip()))
+    elif tag == "namespace":
+        term.namespace = _plain(value)
+    elif tag == "comment":
+        term.comment = _unescape(_plain(value))
     elif tag == "alt_id":
         term.alternative_ids.append(_plain(value))
     elif tag == "is_obsolete":

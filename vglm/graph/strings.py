@@ -78,7 +78,7 @@ class StringTable:
         """
         try:
             key = text.encode("utf-8")
-        except UnicodeEncodeError:
+        except (UnicodeEncodeError, AttributeError):  # no text of a graph; or no text
             return -1
         data, ends = self._bytes, self._ends
         low, high = 0, len(ends) - 1
@@ -96,7 +96,9 @@ class StringTable:
         if len(texts) * _SEARCHES_PER_TABLE < len(self):
             return np.fromiter(map(self.find, texts), np.int32, len(texts))
         index = {text: position for position, text in enumerate(self)}
-        return np.fromiter((index.get(text, -1) for text in texts), np.int32, len(texts))
+        return np.fromiter(
+            (index.get(text, -1) if isinstance(text, str) else -1 for text in texts), np.int32, len(texts)
+        )
 
     def take(self, indices: npt.NDArray[np.integer]) -> StringTable:
         """The strings at `indices`, in that order."""

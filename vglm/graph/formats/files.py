@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vglm.errors import GraphError
-from vglm.graph.formats.source import Progress, open_source
+from vglm.graph.formats.source import Progress, Source, open_source
 from vglm.graph.graph import Graph
 from vglm.graph.limits import Limits, shown
 
@@ -25,7 +25,7 @@ class Format:
 
     extensions: tuple[str, ...]
     reader: str
-    writer: str
+    writer: str = ""  # "" if it is read only
     arguments: tuple[str, ...] = ()
 
 
@@ -37,7 +37,7 @@ FORMATS = {
     "ntriples": Format((".nt",), "rdf:read_rdf", "rdf_writer:write_rdf", ("ntriples",)),
     "jsonld": Format((".jsonld",), "rdf:read_rdf", "rdf_writer:write_rdf", ("jsonld",)),
     "graphml": Format((".graphml",), "graphml:read_graphml", "graphml_writer:write_graphml"),
-    "obo": Format((".obo",), "obo:read_obo_graph", "obo:write_obo"),
+    "obo": Format((".obo",), "obo:read_obo_graph"),
 }
 
 
@@ -52,11 +52,17 @@ def load(
     path = Path(path)
     if os.path.isdir(path):
         return _load_folder(path, limits, options)
-    chosen = FORMATS[_name_of(path, format)]
-    read = _function(chosen.reader)
-    _check_options(read, options)
+    name = _name_of(path, format)
     with open_source(path, limits.bytes, progress) as source:
-        graph: Graph = read(source, limits, *chosen.arguments, **options)
+        return read(source, name, limits, options)
+
+
+def read(source: Source, format: str, limits: Limits, options: Mapping[str, Any]) -> Graph:
+    """Reads one of FORMATS; raises GraphError, and for options that the format does not have."""
+    chosen = FORMATS[format]
+    reader = _function(chosen.reader)
+    _check_options(reader, options)
+    graph: Graph = reader(source, limits, *chosen.arguments, **options)
     return graph
 
 
@@ -75,6 +81,9 @@ def save(graph: Graph, path: str | Path, format: str | None) -> None:
 def written(graph: Graph, format: str) -> bytes:
     """The graph in a format; raises GraphError for what the format cannot hold where that would not be seen."""
     chosen = FORMATS[_known(format)]
+    if not chosen.writer:
+        known = ", ".join(name for name, other in FORMATS.items() if other.writer)
+        raise GraphError(f"format: {format} is read only; graphs are written as {known}")
     data: bytes = _function(chosen.writer)(graph, *chosen.arguments)
     return data
 
