@@ -24,5 +24,24 @@ class GraphError(VGLMError, ValueError):
     """A graph is malformed; the message names the line and the field where it can."""
 
 
+class UnknownGraphError(GraphError):
+    """The store has no graph of this name, or the graph no such version or snapshot."""
+
+
+class ConflictError(GraphError):
+    """Something else is there already: a graph of this name, or a newer version than the writer expected.
+
+    `current` is the version that is there, where a version is what conflicts.
+    """
+
+    def __init__(self, message: str, current: int | None = None) -> None:
+        super().__init__(message)
+        self.current = current
+
+
+class StoreError(VGLMError):
+    """The graph store cannot be opened, read or written: foreign, damaged, locked, or the disk is full."""
+
+
 class ConfigError(VGLMError, ValueError):
     """An engine option is out of range or does not fit the model or the machine."""

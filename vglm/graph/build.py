@@ -170,7 +170,7 @@ class GraphBuilder:
         order = self._ids.of(ids)
         positions = np.empty(len(ids), np.int32)
         positions[order] = np.arange(len(ids), dtype=np.int32)
-        sources, relations, targets, attributes = _canonical_edges(
+        sources, relations, targets, attributes = canonical_edges(
             (positions[sources], relation_order[relations], positions[targets], attribute_order[attributes]),
             (len(ids), len(relation_names), len(ids), len(attribute_texts)),
         )
@@ -277,7 +277,7 @@ def _sorted_texts(codes: Codes, used: Ints) -> tuple[list[str], Ints]:
     return texts, order
 
 
-def _canonical_edges(
+def canonical_edges(
     columns: tuple[Ints, Ints, Ints, Ints], sizes: tuple[int, int, int, int]
 ) -> tuple[Ints, Ints, Ints, Ints]:
     """Sorts edges by (source, relation, target, attributes) and drops exact duplicates.
