@@ -18,6 +18,7 @@ void bind_graph_walk(nb::module_& m);
 void bind_kernels(nb::module_& m);
 void bind_peak(nb::module_& m);
 void bind_sampler(nb::module_& m);
+void bind_text_machine(nb::module_& m);
 
 namespace {
 
@@ -348,4 +349,5 @@ NB_MODULE(_native, m) {
   bind_kernels(m);
   bind_peak(m);
   bind_sampler(m);
+  bind_text_machine(m);
 }

@@ -255,3 +255,133 @@ class GraphWalk:
         """The cheapest of the shortest paths, each with its cost, and whether the search came to its end."""
     def edges_among(self, nodes: _Ints, max_edges: int, relations: _Bytes | None = None) -> tuple[_Ints, int]:
         """The edges whose ends are both in `nodes` (ascending): the first `max_edges`, and how many there are."""
+
+def json_escaped(data: _Bytes, offsets: _Longs) -> tuple[_Bytes, _Longs] | None:
+    """Strings as they stand between the quotes of a JSON string; None if none of them changes."""
+
+class StringIndex:
+    """The distinct strings of a column (UTF-8 `data`, `offsets` [N + 1]) in the order of their bytes: groups of items.
+
+    Empty strings, and items with a flag in `left_out` [N], are in no group. The arrays are kept, not copied.
+    """
+
+    def __init__(self, data: _Bytes, offsets: _Longs, left_out: _Bytes | None = None) -> None: ...
+    def updated(
+        self,
+        old_key_data: _Bytes,
+        old_key_offsets: _Longs,
+        data: _Bytes,
+        offsets: _Longs,
+        key_data: _Bytes,
+        key_offsets: _Longs,
+        left_out: _Bytes | None = None,
+    ) -> StringIndex:
+        """The index of another column, of which only strings that are new are sorted. Keys ascend, one for each
+        string; equal keys are the same item."""
+    @property
+    def num_groups(self) -> int:
+        """Distinct strings."""
+    @property
+    def sorted_afresh(self) -> int:
+        """Strings that were sorted when this index was made."""
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the index itself occupies."""
+    def group_of(self, item: int) -> int:
+        """The group of an item, -1 if it is in none. Raises IndexError."""
+    def items(self, group: int) -> _Ints:
+        """The items of a group, ascending. Raises IndexError."""
+    def text(self, group: int) -> bytes:
+        """The string of a group. Raises IndexError."""
+    def find(self, text: bytes) -> int:
+        """The group of a string, or -1."""
+    def items_without(self, excluded: bytes) -> _Ints:
+        """The items whose strings have none of these bytes, ascending."""
+
+class NameList:
+    """All names of an index, or those of some items (ascending)."""
+
+    def __init__(self, index: StringIndex, items: _Ints | None = None) -> None: ...
+    def __len__(self) -> int: ...
+    def __contains__(self, item: int) -> bool: ...
+
+class TokenTrie:
+    """The tokens of a vocabulary as a trie over their bytes: token ids[i] spells string i; `ends` end a text."""
+
+    def __init__(self, data: _Bytes, offsets: _Longs, ids: _Ints, ends: _Ints, vocab_size: int) -> None: ...
+    @property
+    def num_nodes(self) -> int:
+        """Nodes of the trie."""
+    def spellable(self, data: _Bytes, offsets: _Longs) -> _Bytes:
+        """For each string 1 if each of its characters is a token, or made of tokens of one byte, uint8 [N]."""
+
+class Adjacency:
+    """Edges by (source, relation, target); `in_edge` numbers them by (target, relation, source). Arrays are kept."""
+
+    def __init__(
+        self,
+        out_start: _Longs,
+        source: _Ints,
+        target: _Ints,
+        relation: _Ints,
+        num_relations: int,
+        in_start: _Longs | None = None,
+        in_edge: _Ints | None = None,
+    ) -> None: ...
+
+class WalkSpec:
+    """Walks of min_hops to max_hops (at most 30) edges. `relations` [relations]: which may be taken; `ends` [N]: where a
+    walk may end; None: all."""
+
+    def __init__(
+        self,
+        edges: Adjacency,
+        nodes: StringIndex,
+        relation_names: StringIndex,
+        min_hops: int,
+        max_hops: int,
+        inverse: bool = False,
+        relations: _Bytes | None = None,
+        ends: _Bytes | None = None,
+    ) -> None: ...
+    def starts(self, edges: Adjacency, nodes: _Ints | None = None) -> _Ints:
+        """Those of the nodes (None: all) where such a walk may start."""
+
+class TextMachine:
+    """A program over bytes, int32 [instructions, 5], as native/text_machine.hpp describes it; `classes` uint8 [K, 256].
+
+    Raises ValueError for a program that is none.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenTrie,
+        program: _Ints,
+        lists: tuple[NameList, ...],
+        classes: _Bytes,
+        edges: Adjacency,
+        walks: tuple[WalkSpec, ...],
+    ) -> None: ...
+    def read(self, text: bytes) -> tuple[int, bool, list[tuple[int, int, int]]]:
+        """How many bytes could be read, whether the text may end there, and the names in it: (instruction, group, end)."""
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes of the masks and lists that are kept."""
+
+class TextMatcher:
+    """A text that is being generated after a program."""
+
+    def __init__(self, machine: TextMachine) -> None: ...
+    @property
+    def finished(self) -> bool:
+        """Whether nothing can follow."""
+    def accept(self, token: int) -> None:
+        """Take a token over. Raises ValueError for one that is not allowed."""
+    def forced(self) -> bytes:
+        """The bytes that must come next."""
+    def take(self, tokens: _Ints) -> int:
+        """Take over those of the tokens, from the first on, that spell the forced bytes and begin where no token could
+        begin that goes on beyond them; returns how many."""
+    @staticmethod
+    def fill_masks(matchers: list[TextMatcher], masks: _Mask) -> None:
+        """Write the mask of each matcher, uint32 [len(matchers), ceil(vocab / 32)]; the GIL is released."""

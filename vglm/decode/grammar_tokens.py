@@ -44,7 +44,7 @@ class GrammarVocabulary:
             refuse("the model's tokens do not spell bytes, so that no grammar can be followed")
         from llguidance import LLTokenizer, TokenizerWrapper
 
-        wrapper = TokenizerWrapper(_Wrapped(self._tokenizer, self._vocab_size, self._eos_token_ids))
+        wrapper = TokenizerWrapper(SpelledTokens(self._tokenizer, self._vocab_size, self._eos_token_ids))
         return LLTokenizer(wrapper, n_vocab=self._vocab_size, eos_token=list(self._eos_token_ids))
 
     def literal(self, text: str) -> str:
@@ -67,8 +67,8 @@ class GrammarVocabulary:
         return re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
 
 
-class _Wrapped:
-    """The attributes and the call that llguidance's TokenizerWrapper asks for."""
+class SpelledTokens:
+    """The tokens of a vocabulary as bytes, and text in tokens: what llguidance's TokenizerWrapper asks for."""
 
     def __init__(self, tokenizer: TokenSpelling, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
         self._tokenizer = tokenizer
@@ -86,7 +86,7 @@ class _Wrapped:
             ids = self._encode(before + text)
             if (found := self._last(ids, wanted)) is not None:
                 return found
-        return self._greedy(wanted)
+        return self.greedy(wanted)
 
     def _encode(self, text: str) -> list[int]:
         ids = self._tokenizer.encode(text, add_special=False)
@@ -102,7 +102,7 @@ class _Wrapped:
             spelled = self.tokens[ids[start]] + spelled
         return list(ids[start:]) if spelled == wanted else None
 
-    def _greedy(self, text: bytes) -> list[int]:
+    def greedy(self, text: bytes) -> list[int]:
         """The longest token, again and again, as far as there is one."""
         ids: list[int] = []
         start = 0
