@@ -1,0 +1,53 @@
+"""Ids that a caller gives: found in a graph, or refused with what was probably meant."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Collection
+
+import numpy as np
+
+from vglm.errors import GraphError
+from vglm.graph.graph import Graph, Ints
+from vglm.graph.limits import shown
+from vglm.graph.linking import link
+from vglm.graph.words import similarity
+
+MAX_IDS = 256
+_SUGGESTIONS = 3
+_LONGEST = 64  # characters of ids that are compared
+_SIMILAR = 0.7
+
+
+def known_nodes(graph: Graph, ids: Collection[str], where: str) -> Ints:
+    """Indices int32[n] of some ids, in their order, none twice.
+
+    Raises GraphError for an id that the graph does not have, naming the closest ones; `where` is what the message
+    calls the list.
+    """
+    if isinstance(ids, str):
+        raise GraphError(f"{where}: expected a list of node ids, found {shown(ids)}")
+    if len(ids) > MAX_IDS:
+        raise GraphError(f"{where}: {len(ids):,} ids, the limit is {MAX_IDS}")
+    found: dict[int, None] = {}
+    for position, node_id in enumerate(ids):
+        node = graph.columns.ids.find(node_id) if isinstance(node_id, str) else -1
+        if node < 0:
+            near = closest(graph, node_id) if isinstance(node_id, str) else []
+            hint = f"; the closest are {', '.join(near)}" if near else ""
+            raise GraphError(f"{where}[{position}]: the graph has no node with the id {shown(node_id)}{hint}")
+        found[node] = None
+    return np.array(list(found), np.int32)
+
+
+def closest(graph: Graph, text: str) -> list[str]:
+    """Nodes that `text` may stand for, as "name (id)": those with a name like it, then those with an id like it."""
+    columns = graph.columns
+    text = text[: 4 * _LONGEST]
+    ids = [text.upper(), text.lower(), text.strip()]
+    place = bisect_left(columns.ids, text)
+    around = (columns.ids[i] for i in range(max(place - 2, 0), min(place + 2, len(columns.ids))))
+    ids += [node_id for node_id in around if similarity(text[:_LONGEST], node_id[:_LONGEST]) >= _SIMILAR]
+    named = [entity.id for mention in link(graph, text) for entity in mention.entities]
+    found = [i for i in dict.fromkeys([*named, *ids]) if columns.ids.find(i) >= 0]
+    return [f"{shown(graph.name_of(node_id))} ({shown(node_id)})" for node_id in found[:_SUGGESTIONS]]
