@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vglm.engine.request import PromptEmbeds
+from vglm.engine.request import PromptEmbeds, SpanSpec
 from vglm.errors import RequestError
 from vglm.model.tokenizer import Tokenizer
 
@@ -18,11 +18,19 @@ Prompt = str | Sequence[int] | Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
-    """A prompt as tokens; `text` is None when it was given as tokens."""
+    """A prompt as tokens from `first_position` on, after the spans of `span_specs`; `text` is None when it was given
+    as tokens.
+    """
 
     text: str | None
     token_ids: list[int]
     embeds: PromptEmbeds | None = None
+    first_position: int = 0
+    span_specs: tuple[SpanSpec, ...] = ()
+
+    def options(self) -> dict[str, Any]:
+        """What `EngineCore.prepare_request` needs to know of it besides the tokens."""
+        return {"embeds": self.embeds, "first_position": self.first_position, "span_specs": self.span_specs}
 
 
 def is_single(prompts: object) -> bool:

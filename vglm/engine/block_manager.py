@@ -42,7 +42,7 @@ class BlockManager:
         content = sequence.tokens[start:end].tobytes()
         if request.embeds is not None:
             content += request.embeds.digest(start, end)
-        parents = [sequence.keys[-1]] if sequence.keys else [span.key for span in request.context]
+        parents = set(sequence.keys[-1:] or request.context_keys)
         return self.span_keys.key(request.first_position + start, content, parents)
 
     def reusable_keys(self, sequence: Sequence) -> list[bytes]:
@@ -67,6 +67,8 @@ class BlockManager:
         if hits:
             sequence.last_span = hits[-1]
             self.cache.acquire(hits[-1])
+            for span in hits:
+                self.cache.keep(span)  # a block that is used again is worth its place on disk
         self.cache.make_room(need)
         blocks = [span.blocks[0][0] for span in hits] + self.pool.allocate(need)
         self._extend(sequence, blocks)
@@ -138,6 +140,7 @@ class BlockManager:
         ]
         key = self.keys(sequence)[0]
         sequence.last_span = self.cache.insert(key, entries, request.first_position, request.context)
+        self.cache.keep(sequence.last_span)
         sequence.num_span_pages = len(entries)
         return [key]
 

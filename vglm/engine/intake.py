@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vglm.engine.constraint import ConstraintFactory
     from vglm.engine.core import EngineConfig
 
+MAX_SPANS = 65_536  # of one request's context
 FIRST_CAPACITY = 256  # output tokens that a sequence has room for before its array grows
 
 
@@ -45,6 +46,38 @@ def check_request(request: Request, config: EngineConfig, cache: SpanCache) -> N
     _check_constraint(request)
     _check_embeds(request, config)
     _check_length(request, config, cache)
+
+
+def check_spans(request: Request, config: EngineConfig) -> None:
+    """Raises RequestError when the specification of the request's context is malformed."""
+    specs = request.span_specs
+    if not specs:
+        return
+    if request.context:
+        raise RequestError("give a request either spans or specifications of spans, not both", "context")
+    if len(specs) > MAX_SPANS:
+        raise RequestError(f"the context has {len(specs)} spans; at most {MAX_SPANS} are allowed", "context")
+    ends: list[int] = []
+    for index, spec in enumerate(specs):
+        _check_tokens(f"span {index} of the context", spec.tokens.tolist(), config.vocab_size)
+        earliest = 0
+        for parent in spec.parents:
+            if not 0 <= parent < index:
+                raise RequestError(
+                    f"span {index} names {parent} as its parent; parents come before", "context"
+                )
+            earliest = max(earliest, ends[parent])
+        if spec.first_position < earliest:
+            raise RequestError(
+                f"span {index} begins at position {spec.first_position}, but a parent ends at {earliest}",
+                "context",
+            )
+        ends.append(spec.first_position + len(spec.tokens))
+    if request.first_position < max(ends):
+        raise RequestError(
+            f"the prompt begins at position {request.first_position}, but its context ends at {max(ends)}",
+            "first_position",
+        )
 
 
 def _check_constraint(request: Request) -> None:
@@ -103,7 +136,8 @@ def _check_embeds(request: Request, config: EngineConfig) -> None:
 
 def _check_length(request: Request, config: EngineConfig, cache: SpanCache) -> None:
     num_prompt = len(request.prompt_token_ids)
-    num_tokens = num_prompt + max(0, len(request.target_token_ids) - 1)
+    longest = len(request.target_token_ids) if request.tree is None else request.tree.trie.longest
+    num_tokens = num_prompt + max(0, longest - 1)
     wanted = num_tokens + (request.kind is RequestKind.GENERATE)
     if request.first_position + wanted > config.max_model_len:
         start = f" from position {request.first_position}" if request.first_position else ""
@@ -114,6 +148,8 @@ def _check_length(request: Request, config: EngineConfig, cache: SpanCache) -> N
         )
     check_context(request, cache)
     room = _room(request, cache)
+    if request.tree is not None and num_prompt % cache.pool.block_size:
+        room -= cache.pool.block_size  # branches copy the prompt's last page
     if wanted > room:
         raise RequestError(
             f"the request needs {wanted} tokens, but its context leaves room for {room} in the KV cache; "
@@ -124,6 +160,8 @@ def _check_length(request: Request, config: EngineConfig, cache: SpanCache) -> N
 
 def check_context(request: Request, cache: SpanCache) -> None:
     """Raises RequestError when a span of the context has left the cache."""
+    if len(set(request.context)) < len(request.context):
+        raise RequestError("a span is more than once in the context", "context")
     if any(cache.get(span.key) is not span for span in request.context):
         raise RequestError(
             "a span of the context is no longer in the cache; hold spans until they are used", "context"
@@ -133,6 +171,11 @@ def check_context(request: Request, cache: SpanCache) -> None:
 def _room(request: Request, cache: SpanCache) -> int:
     """Tokens of its own that a sequence of the request can have when it is alone in the KV cache."""
     context = sum(len(span.blocks) for span in request.context)
+    if request.span_specs:
+        lengths = {
+            key: len(spec.tokens) for key, spec in zip(request.context_keys, request.span_specs, strict=True)
+        }
+        context = sum(cache.pool.blocks_for(length) for length in lengths.values())
     return (cache.pool.num_blocks - context) * cache.pool.block_size
 
 
@@ -147,6 +190,8 @@ def make_sequences(request: Request, config: EngineConfig, cache: SpanCache) -> 
     num_prompt = len(request.prompt_token_ids)
     longest = min(config.max_model_len - request.first_position, _room(request, cache))
     request.max_tokens = min(params.max_tokens or longest, longest - num_prompt)
+    if request.tree is not None:
+        request.max_tokens = request.tree.trie.longest + cache.pool.block_size  # a page of the prompt is copied
     request.num_logprobs = _or_none(params.num_logprobs(config.vocab_size))
     request.num_prompt_logprobs = _or_none(params.num_prompt_logprobs(config.vocab_size))
     if request.kind is RequestKind.SCORE:

@@ -24,7 +24,13 @@ def check_engine(engine: EngineCore, held: Iterable[Span]) -> None:
     for sequence in sequences:
         for block in sequence.own_pages(sequence.num_span_pages):
             owners[block] = owners.get(block, 0) + 1
-    spans = [span for s in sequences if (span := s.last_span) is not None] + list(held)
+    for request in engine.requests.values():
+        if request.tree is not None:
+            request.tree.check_integrity(request.sequences[0])
+            for block in request.tree.held_blocks():
+                owners[block] = owners.get(block, 0) + 1
+    spans = [span for s in sequences if (span := s.last_span) is not None]
+    spans += [*held, *engine.contexts.held()]
     for s in sequences:
         spans += s.request.context if s.status is not Status.FINISHED else ()
     for span in spans:

@@ -18,6 +18,7 @@ from vglm.model.tokenizer import Tokenizer
 _MARK = "\U00100000"  # the private character after it says what the two stand for
 _FIRST = 0x100001
 _END = _MARK + "\U0010fffd"  # stands after the message that is to be continued
+_HERE = _MARK + "\U0010fffc"  # stands where `encode_around` parts a prompt
 
 Message = Mapping[str, Any]
 
@@ -88,6 +89,37 @@ class ChatFormat:
         within the last message instead. Raises RequestError that names the parameter when the template refuses them.
         """
         text = self._render(messages, tools, add_generation_prompt, continue_final_message, variables)
+        return self._encode(text)
+
+    def encode_around(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **variables: Any,
+    ) -> tuple[list[int], list[int]]:
+        """`encode` in two parts: what stands before the content of the user's last message, and the rest.
+
+        Raises RequestError when there is no such message, or when the template does not write it once.
+        """
+        places = [i for i, m in enumerate(messages) if isinstance(m, Mapping) and m.get("role") == "user"]
+        content = messages[places[-1]].get("content") if places else None
+        if not isinstance(content, str):
+            raise RequestError("a prompt with a graph needs a message of the user with text", "messages")
+        text = self._render(
+            messages, tools, add_generation_prompt, continue_final_message, variables, parted_at=places[-1]
+        )
+        before, here, after = text.partition(_HERE)
+        if not here or _HERE in after:
+            raise RequestError(
+                "the model's chat template does not write the user's message once, so no graph can stand before it",
+                "messages",
+            )
+        return self._encode(before), self._encode(after)
+
+    def _encode(self, text: str) -> list[int]:
         if _MARK not in text:
             ids = self._tokenizer.encode(text, add_special=False)
             # A tokenizer that normalises text might find control tokens in what spells them in other characters.
@@ -103,12 +135,19 @@ class ChatFormat:
         add_generation_prompt: bool,
         continue_final_message: bool,
         variables: Mapping[str, Any],
+        parted_at: int | None = None,
     ) -> str:
-        """The template's text, in which what messages spell is still hidden."""
+        """The template's text, in which what messages spell is still hidden; a mark stands before the content of message
+        `parted_at`.
+        """
         try:
             messages, tools, variables = map(self._hidden.hide, (messages, tools, variables))
         except RecursionError as error:
             raise RequestError("messages, tools or variables are nested too deeply") from error
+        if parted_at is not None:
+            message = messages[parted_at]
+            message = {**message, "content": _HERE + message["content"]}
+            messages = [*messages[:parted_at], message, *messages[parted_at + 1 :]]
         if continue_final_message:
             messages = _marked(messages)
         text = self._template.render(

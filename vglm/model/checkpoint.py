@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from vglm.errors import ModelError
 from vglm.model.config import ModelConfig
+from vglm.model.graph_card import GraphCard
 from vglm.model.names import NameMap, Recipe, Shape, canonical_shapes
 from vglm.model.tokenizer import Tokenizer
 
@@ -72,11 +73,13 @@ class Checkpoint:
         interleaved: bool,
         fingerprint: str,
         chat_template: str | None,
+        graph_card: GraphCard | None = None,
     ) -> None:
         self.path = path
         self.config = config
         self.fingerprint = fingerprint
         self.chat_template = chat_template
+        self.graph_card = graph_card
         self._source = source
         self._shapes = canonical_shapes(config)
         self._recipes = NameMap(config, source.shapes(), style, interleaved).recipes()

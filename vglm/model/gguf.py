@@ -15,6 +15,7 @@ from vglm.model.checkpoint import Checkpoint, Float32, Q4Blocks, TensorSource
 from vglm.model.config_gguf import INTERLEAVED, config_from_gguf
 from vglm.model.dequantize import dequantize, half, nibbles, scales_and_minimums
 from vglm.model.gguf_header import Buffer, GGUFHeader, raw_rows
+from vglm.model.graph_card import GGUF_KEY, parse_graph_card
 from vglm.model.names import Shape
 from vglm.model.tokenizer import Tokenizer
 from vglm.model.tokenizer_gguf import tokenizer_from_gguf
@@ -114,6 +115,7 @@ class GGUFCheckpoint(Checkpoint):
             interleaved=INTERLEAVED[header.get("general.architecture")],
             fingerprint=digest.hexdigest(),
             chat_template=template if isinstance(template, str) else None,
+            graph_card=parse_graph_card(header.get(GGUF_KEY)),
         )
 
     def tokenizer(self) -> Tokenizer:

@@ -15,6 +15,7 @@ import xxhash
 from vglm.errors import ModelError
 from vglm.model.checkpoint import Checkpoint, Float32, TensorSource
 from vglm.model.config_hf import config_from_hf, family_of
+from vglm.model.graph_card import CONFIG_KEY, parse_graph_card
 from vglm.model.names import Shape
 from vglm.model.tokenizer import Tokenizer
 from vglm.model.tokenizer_hf import tokenizer_from_directory
@@ -112,6 +113,7 @@ def _open(path: Path) -> DirectoryCheckpoint:
         interleaved=interleaved,
         fingerprint=digest.hexdigest(),
         chat_template=_chat_template(path),
+        graph_card=parse_graph_card(raw.get(CONFIG_KEY)),
     )
 
 

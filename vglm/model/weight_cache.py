@@ -27,6 +27,7 @@ import xxhash
 
 from vglm.errors import ModelError
 from vglm.model.config import ModelConfig, RopeConfig
+from vglm.model.graph_card import GraphCard, parse_graph_card
 from vglm.model.pull import home
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -49,11 +50,23 @@ class PackedModel:
     tokenizer_json: str
     chat_template: str | None
     fingerprint: str
+    graph_card: GraphCard | None = None
+    checksum: str = _CHECKSUM  # of the packed file; zeros when it could not be kept
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of the packed weights that a forward pass reads (the embedding table is read by rows)."""
         return sum(a.nbytes for name, a in self.arrays.items() if name != "embedding")
+
+    def digest(self) -> str:
+        """A digest of all the weights' bits (the same file packed elsewhere may differ in the last place)."""
+        if self.checksum != _CHECKSUM:
+            return self.checksum
+        digest = xxhash.xxh3_128()
+        for name, array in sorted(self.arrays.items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        return digest.hexdigest()
 
 
 def load_packed(source: Path, dtype: str, progress: Callable[[float], None]) -> PackedModel:
@@ -106,6 +119,7 @@ class _CachePlace:
             "config": json.dumps(dataclasses.asdict(config)),
             "chat_template": json.dumps(checkpoint.chat_template),
             "fingerprint": f"{checkpoint.fingerprint}-{self.dtype}",
+            "graph_card": checkpoint.graph_card.to_json() if checkpoint.graph_card else "null",
             "checksum": _CHECKSUM,
         }
         arrays = {"tokenizer": np.frombuffer(tokenizer.to_json().encode(), np.uint8)}
@@ -252,6 +266,8 @@ def _packed(arrays: dict[str, Array], meta: dict[str, str]) -> PackedModel:
         tokenizer,
         json.loads(meta["chat_template"]),
         meta["fingerprint"],
+        parse_graph_card(json.loads(meta.get("graph_card", "null"))),
+        meta["checksum"],
     )
 
 

@@ -16,10 +16,10 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from vglm.engine.metrics import EngineMetrics, EngineStats, Histogram
+from vglm.engine.span_store import StoreStats
 
 PREFIXES = ("vglm", "vllm")
 FINISH_REASONS = ("stop", "length", "abort", "error")  # told from the start, so that rates begin at 0
-SNAPSHOT_TRIES = 20
 
 
 def new_registry(*collectors: Collector) -> CollectorRegistry:
@@ -147,7 +147,7 @@ class EngineCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Every metric as it is now."""
-        metrics, stats = self._metrics(), self._snapshot()
+        metrics, stats = self._metrics(), self._stats()
         yield from self._requests(stats, metrics)
         yield from self._tokens(metrics)
         yield from self._cache(stats)
@@ -157,15 +157,6 @@ class EngineCollector(Collector):
         yield from self._state()
         if self._make.prefix == "vllm":
             yield from self._former_names(stats)
-
-    def _snapshot(self) -> EngineStats:
-        """The engine's state. Its thread may change a dictionary under a reader, who then has to look again."""
-        for _ in range(SNAPSHOT_TRIES):
-            try:
-                return self._stats()
-            except (RuntimeError, LookupError) as error:
-                changed = error
-        raise changed
 
     def _requests(self, stats: EngineStats, metrics: EngineMetrics) -> Iterator[Metric]:
         make = self._make
@@ -217,6 +208,20 @@ class EngineCollector(Collector):
         yield make.counter("prefix_cache_hits", "Tokens found in the span cache.", cache.hits)
         yield make.counter("span_cache_inserted", "Spans that were put into the cache.", cache.inserted)
         yield make.counter("span_cache_evicted", "Spans that were evicted from the cache.", cache.evicted)
+        if cache.disk is not None:
+            yield from self._disk(cache.disk)
+
+    def _disk(self, disk: StoreStats) -> Iterator[Metric]:
+        make = self._make
+        yield make.gauge("span_store_spans", "Spans on disk.", disk.num_spans)
+        yield make.gauge("span_store_bytes", "Bytes that they take there.", disk.num_bytes)
+        yield make.counter("span_store_hits", "Spans that came from disk.", disk.hits)
+        yield make.counter("span_store_hit_tokens", "Tokens of those.", disk.hit_tokens)
+        yield make.counter("span_store_read_bytes", "Bytes of those.", disk.bytes_read)
+        yield make.counter("span_store_written", "Spans that were written.", disk.written)
+        yield make.counter("span_store_written_bytes", "Bytes of those.", disk.bytes_written)
+        yield make.counter("span_store_dropped", "Spans that were not: no room.", disk.dropped)
+        yield make.counter("span_store_errors", "Damaged spans, and failed writes.", disk.errors)
 
     def _latencies(self, metrics: EngineMetrics) -> Iterator[Metric]:
         histogram = self._make.histogram
@@ -264,7 +269,7 @@ class EngineCollector(Collector):
         }
         yield make.histogram("iteration_tokens_total", "Tokens of a step.", metrics.iteration_tokens)
         yield make.histogram(
-            "scheduler_step_seconds", "Deciding who runs in a step.", metrics.schedule_seconds
+            "scheduler_step_seconds", "Processor time of deciding who runs in a step.", metrics.schedule_seconds
         )
         yield make.counter("engine_steps", "Steps of the engine.", metrics.num_steps)
         yield make.counters("engine_step_seconds", "Time in steps, by what it was spent on.", "phase", phases)
