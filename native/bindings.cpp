@@ -28,6 +28,8 @@ using Seeds = nb::ndarray<const uint64_t, nb::ndim<1>, nb::c_contig, nb::device:
 using Kinds = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Matrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Pages = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using WritablePages = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Masks = nb::ndarray<const uint32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 template <class T>
@@ -324,6 +326,20 @@ NB_MODULE(_native, m) {
              self.copy(from.data(), to.data(), (int64_t)from.shape(0));
            },
            "src"_a, "dst"_a)
+      .def("read_blocks",
+           [](KVCache& self, Ints blocks, WritablePages out) {
+             require(out.shape(0) == blocks.shape(0) && (int64_t)out.shape(1) == self.block_bytes(), "read_blocks: out must be [blocks, block_bytes]");
+             nb::gil_scoped_release release;
+             self.read(blocks.data(), (int64_t)blocks.shape(0), out.data());
+           },
+           "blocks"_a, "out"_a.noconvert())
+      .def("write_blocks",
+           [](KVCache& self, Ints blocks, Pages data) {
+             require(data.shape(0) == blocks.shape(0) && (int64_t)data.shape(1) == self.block_bytes(), "write_blocks: data must be [blocks, block_bytes]");
+             nb::gil_scoped_release release;
+             self.write(blocks.data(), (int64_t)blocks.shape(0), data.data());
+           },
+           "blocks"_a, "data"_a)
       .def("release",
            [](KVCache& self, Ints blocks) {
              nb::gil_scoped_release release;

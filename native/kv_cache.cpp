@@ -44,6 +44,16 @@ void KVCache::copy(const int32_t* from, const int32_t* to, int64_t n) {
     if (from[i] != to[i]) memcpy(block(to[i]), block(from[i]), (size_t)block_bytes_);
 }
 
+void KVCache::read(const int32_t* blocks, int64_t n, uint8_t* out) const {
+  for (int64_t i = 0; i < n; i++) check(blocks[i]);
+  for (int64_t i = 0; i < n; i++) memcpy(out + i * block_bytes_, block(blocks[i]), (size_t)block_bytes_);
+}
+
+void KVCache::write(const int32_t* blocks, int64_t n, const uint8_t* data) {
+  for (int64_t i = 0; i < n; i++) check(blocks[i]);
+  for (int64_t i = 0; i < n; i++) memcpy(block(blocks[i]), data + i * block_bytes_, (size_t)block_bytes_);
+}
+
 void KVCache::release(const int32_t* blocks, int64_t n) {
   std::vector<int32_t> sorted(blocks, blocks + n);
   std::sort(sorted.begin(), sorted.end());

@@ -24,6 +24,9 @@ class KVCache {
   }
 
   void copy(const int32_t* from, const int32_t* to, int64_t n);
+  // Whole blocks, block_bytes() each, one after the other, out of the pool and into it.
+  void read(const int32_t* blocks, int64_t n, uint8_t* out) const;
+  void write(const int32_t* blocks, int64_t n, const uint8_t* data);
   // Gives the pages that lie wholly inside the blocks back to the system; runs of neighbours are given back together.
   void release(const int32_t* blocks, int64_t n);
   int64_t resident_bytes() const;

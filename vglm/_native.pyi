@@ -40,6 +40,10 @@ class KVCache:
         """Blocks of the mapping."""
     def copy_blocks(self, src: _Ints, dst: _Ints) -> None:
         """Copy block src[i] to dst[i], in all layers."""
+    def read_blocks(self, blocks: _Ints, out: _Bytes) -> None:
+        """Copy whole blocks into out [blocks, block_bytes]."""
+    def write_blocks(self, blocks: _Ints, data: _Bytes) -> None:
+        """Copy data [blocks, block_bytes], as `read_blocks` has given them, into blocks."""
     def release(self, blocks: _Ints) -> None:
         """Give the memory of these blocks back to the operating system; their content is lost."""
     def resident_bytes(self) -> int:

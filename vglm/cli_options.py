@@ -43,6 +43,18 @@ BlockSize = Annotated[int, typer.Option(help="Tokens in a block of the KV cache.
 PrefixCaching = Annotated[
     bool, typer.Option(help="Share the KV of equal prompt beginnings.", rich_help_panel=_ENGINE)
 ]
+SpanCacheDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--span-cache-dir", help="Keep computed spans there across restarts.", rich_help_panel=_ENGINE
+    ),
+]
+SpanCacheSize = Annotated[
+    str,
+    typer.Option(
+        "--span-cache-size", help="Limit of that directory, as in 512M or 2G.", rich_help_panel=_ENGINE
+    ),
+]
 Json = Annotated[
     Path | None,
     typer.Option(

@@ -118,6 +118,8 @@ def serve(
     kv_cache_memory: opt.KVMemory = None,
     block_size: opt.BlockSize = 16,
     prefix_caching: opt.PrefixCaching = True,
+    span_cache_dir: opt.SpanCacheDir = None,
+    span_cache_size: opt.SpanCacheSize = "1G",
 ) -> None:
     """Serve a model over HTTP, with OpenAI's interface."""
     from vglm.options import parse_bytes
@@ -137,6 +139,8 @@ def serve(
             kv_cache_memory=kv_cache_memory,
             block_size=block_size,
             enable_prefix_caching=prefix_caching,
+            span_cache_dir=span_cache_dir,
+            span_cache_size=span_cache_size,
         ),
         host=host,
         port=port,

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 
 from vglm.engine.block_pool import BlockPool
 from vglm.engine.core import EngineConfig, EngineCore
@@ -37,6 +38,8 @@ class EngineOptions:
         enable_prefix_caching: whether requests share the KV of equal prefixes.
         seed: what requests without a seed of their own draw from.
         max_wait: seconds after which a waiting request gets its turn although better ones wait.
+        span_cache_dir: directory in which computed spans survive a restart; None: they do not.
+        span_cache_size: limit of that directory in bytes, or as in "512M" or "2G".
         ttft_target_ms, itl_target_ms: targets for the 95th percentile of the time to the first token and between tokens,
             in milliseconds; steps are then as large as the targets allow. None: no target.
     """
@@ -54,6 +57,8 @@ class EngineOptions:
     max_wait: float = 10.0
     ttft_target_ms: float | None = None
     itl_target_ms: float | None = None
+    span_cache_dir: str | Path | None = None
+    span_cache_size: int | str = "1G"
 
     def __post_init__(self) -> None:
         _choice("dtype", self.dtype, DTYPES)
@@ -74,6 +79,9 @@ class EngineOptions:
             _duration(name, getattr(self, name), optional=name != "max_wait")
         if self.kv_cache_memory is not None:
             parse_bytes("kv_cache_memory", self.kv_cache_memory)
+        if not isinstance(self.span_cache_dir, (str, Path, NoneType)) or self.span_cache_dir == "":
+            raise ConfigError(f"span_cache_dir is {self.span_cache_dir!r}; give the path of a directory")
+        parse_bytes("span_cache_size", self.span_cache_size)
 
     @property
     def weight_dtype(self) -> str:
@@ -95,7 +103,8 @@ def build_engine(
 
     `progress` gets the fraction done while weights are packed for the first time. Raises ModelError or ConfigError.
     """
-    from vglm.engine.executor import NativeExecutor, block_bytes
+    from vglm.engine.executor import NativeExecutor, block_bytes, kv_identity
+    from vglm.engine.span_store import SpanStore
 
     isa = choose_isa()
     packed = load_packed(path, options.weight_dtype, progress)
@@ -140,7 +149,14 @@ def build_engine(
         ttft_target_ms=options.ttft_target_ms,
         itl_target_ms=options.itl_target_ms,
     )
-    return EngineCore(executor, BlockPool(num_blocks, options.block_size, executor.kv), engine_config), packed
+    engine = EngineCore(executor, BlockPool(num_blocks, options.block_size, executor.kv), engine_config)
+    if options.span_cache_dir is not None:
+        identity = kv_identity(packed, options.block_size, options.kv_dtype, isa)
+        limit = parse_bytes("span_cache_size", options.span_cache_size)
+        engine.cache.attach(
+            SpanStore(Path(options.span_cache_dir).expanduser(), identity, executor.kv, limit)
+        )
+    return engine, packed
 
 
 def choose_isa() -> str:

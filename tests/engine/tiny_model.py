@@ -33,6 +33,17 @@ class TinyStorage:
     def release(self, blocks: Array) -> None:
         self.kv[:, :, blocks] = np.nan
 
+    @property
+    def block_bytes(self) -> int:
+        return self.kv[:, :, 0].nbytes
+
+    def read_blocks(self, blocks: Array, out: Array) -> None:
+        out[...] = np.moveaxis(self.kv[:, :, blocks], 2, 0).reshape(len(blocks), -1).view(np.uint8)
+
+    def write_blocks(self, blocks: Array, data: Array) -> None:
+        values = data.view(np.float64).reshape(len(blocks), 2, LAYERS, self.block_size, KV_HEADS, HEAD_DIM)
+        self.kv[:, :, blocks] = np.moveaxis(values, 0, 2)
+
 
 class TinyModel:
     """A llama-like model with random weights: RMS norms, RoPE, grouped-query attention, SwiGLU."""

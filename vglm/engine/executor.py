@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
-from vglm import _native
+from vglm import __version__, _native
 from vglm.engine.constraint import MaskArray, MaskFiller
 from vglm.engine.request import IntArray
 from vglm.engine.step import StepBatch, StepResult
@@ -91,6 +93,23 @@ def block_bytes(packed: PackedModel, block_size: int, kv_cache_dtype: str) -> in
         4 if kv_cache_dtype == "int8" else 0
     )
     return 2 * per_head * config.num_kv_heads * config.num_layers * block_size
+
+
+def kv_identity(packed: PackedModel, block_size: int, kv_cache_dtype: str, isa: str) -> dict[str, str]:
+    """Everything that the bits of a span's KV in the pool depend on besides the span's key, for spans on disk.
+
+    Instruction sets round differently, and so may another build of the native core; numpy makes the rotary tables.
+    """
+    return {
+        "vglm": __version__,
+        "native": xxhash.xxh3_128_hexdigest(Path(_native.__file__).read_bytes()),
+        "numpy": np.__version__,
+        "isa": isa,
+        "model": packed.fingerprint,
+        "weights": packed.digest(),
+        "kv_cache_dtype": kv_cache_dtype,
+        "block_size": str(block_size),
+    }
 
 
 def native_weights(packed: PackedModel) -> dict[str, Any]:

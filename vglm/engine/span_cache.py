@@ -13,8 +13,12 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 from vglm.engine.block_pool import BlockPool
+
+if TYPE_CHECKING:
+    from vglm.engine.span_store import SpanStore, StoreStats
 
 
 class SpanKeys:
@@ -58,12 +62,13 @@ def page_table(spans: Iterable[Span]) -> list[tuple[int, int]]:
 
 @dataclass(slots=True)
 class CacheStats:
-    """Hit statistics in tokens, evictions in spans; monotonic."""
+    """Hit statistics in tokens, evictions in spans; monotonic. `disk`: of the store behind the cache, if any."""
 
     queries: int = 0
     hits: int = 0
     inserted: int = 0
     evicted: int = 0
+    disk: StoreStats | None = None
 
     @property
     def hit_rate(self) -> float:
@@ -82,6 +87,7 @@ class SpanCache:
     def __init__(self, pool: BlockPool) -> None:
         self.pool = pool
         self.stats = CacheStats()
+        self.store: SpanStore | None = None  # see `attach`
         self.num_blocks = 0
         self.num_idle_blocks = 0
         self._spans: dict[bytes, Span] = {}
@@ -99,17 +105,35 @@ class SpanCache:
         return self.pool.num_free + self.num_idle_blocks
 
     def get(self, key: bytes) -> Span | None:
-        """The span with this key, or None; neither references nor statistics change."""
+        """The span with this key if it is in memory, or None; nothing changes. May be called in any thread."""
         return self._spans.get(key)
 
+    def fetch(self, key: bytes) -> Span | None:
+        """The span with this key, from memory or from disk, or None; not acquired.
+
+        One that comes from disk may take the blocks of idle spans. It needs its parents in memory.
+        """
+        span = self._spans.get(key)
+        if span is not None:
+            self.keep(span)
+        elif (span := self._restore(key)) is not None:
+            self.release(span)
+        return span
+
     def lookup(self, keys: Iterable[bytes]) -> list[Span]:
-        """The spans of the longest cached prefix of a chain of keys; not acquired."""
+        """The spans of the longest prefix of a chain of keys that is in memory or on disk; not acquired."""
         found: list[Span] = []
+        held: Span | None = None  # the last that came from disk: with it the whole chain stays
         for key in keys:
             span = self._spans.get(key)
             if span is None:
-                break
+                span = self._restore(key, held)
+                if span is None:
+                    break
+                held = span
             found.append(span)
+        if held is not None:
+            self.release(held)
         return found
 
     def record(self, queries: int, hits: int) -> None:
@@ -183,6 +207,49 @@ class SpanCache:
         self.num_blocks += len(span.blocks)
         self.stats.inserted += 1
         return span
+
+    # ---- the disk behind the cache
+
+    def attach(self, store: SpanStore) -> None:
+        """Look for missing spans in this store from now on, and give it those that `keep` is called for."""
+        self.store = store
+        self.stats.disk = store.stats
+
+    def keep(self, span: Span) -> None:
+        """Have a cached span written to disk, if there is a store and it is not there."""
+        if self.store is not None:
+            self.store.keep(span)
+
+    def _restore(self, key: bytes, held: Span | None = None) -> Span | None:
+        """Bring a span back from disk and return it acquired; None, and nothing changed, when it is not there, or
+        a parent or the room for it is missing. A reference to `held` is given up once the span is there.
+        """
+        store = self.store
+        place = store.find(key) if store is not None else None
+        if store is None or place is None:
+            return None
+        record = place.record
+        parents = [span for parent in record.parents if (span := self._spans.get(parent)) is not None]
+        if len(parents) < len(record.parents):
+            return None
+        for parent in parents:
+            self.acquire(parent)  # making room must not evict them
+        span = None
+        if self.make_room(len(record.valid)):
+            blocks = self.pool.allocate(len(record.valid))
+            if store.load(place, blocks):
+                entries = list(zip(blocks, record.valid, strict=True))
+                span = self.insert(key, entries, record.first_position, parents)
+            else:
+                for block in blocks:
+                    self.pool.release(block)
+        for parent in parents:
+            self.release(parent)
+        if span is not None and held is not None:
+            self.release(held)
+        return span
+
+    # ---- eviction
 
     def make_room(self, num_blocks: int) -> bool:
         """Evict idle spans until `num_blocks` are free; False, and nothing evicted, when that cannot be."""
