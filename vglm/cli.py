@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from vglm import cli_options as opt
 from vglm.cli_bench import bench
+from vglm.cli_graph import graph
 from vglm.cli_serve import EPILOG as serve_epilog
 from vglm.cli_serve import serve
 from vglm.errors import VGLMError
@@ -256,6 +257,7 @@ def demo(ctx: typer.Context) -> None:
 
 app.command(epilog=serve_epilog)(serve)
 app.add_typer(bench, name="bench")
+app.add_typer(graph, name="graph")
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from vglm.errors import StoreError
 from vglm.graph.store_schema import APPLICATION_ID, SCHEMA, SCHEMA_VERSION, Damaged
 
 _HEADER = b"SQLite format 3\0"
-_PAGE = 8192
+_PAGE = 4096
 _WAL_BYTES = 16 << 20  # what is kept of the write-ahead log's file once it has been worked off
 _DAMAGED = "is damaged ({}); restore a copy of it, or move it away to begin a new store"
 _REASONS = {
