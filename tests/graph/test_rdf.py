@@ -135,7 +135,7 @@ def test_json_ld_contexts_are_inside_the_file_only() -> None:
 @pytest.mark.parametrize(
     ("format", "text", "message"),
     [
-        ("ntriples", "<http://a> <http://b> <http://c> .\n<http://a> <b> <http://c> .", "line 2.*No scheme"),
+        ("ntriples", "<http://a> <http://b> <http://c> .\n<http://a> <b> <http://c> .", r"line 2: .b. is no absolute IRI"),
         ("ntriples", '<http://a> <http://b> "x', "line 1.*end of file"),
         ("turtle", "@prefix : <http://x/> .\n:a :b :c .\n:a x:b :c .", "line 3.*prefix"),
         ("turtle", ":a :b :c .", "line 1"),

@@ -12,16 +12,13 @@ from typing import Any
 from vglm.errors import GraphError
 from vglm.graph.formats import rdf_terms as terms
 from vglm.graph.formats.rdf_guard import Guarded, GuardedJsonLd, GuardedTurtle
+from vglm.graph.formats.rdf_lines import NTriplesFile
 from vglm.graph.formats.rdf_triples import Triples
 from vglm.graph.formats.source import Source
 from vglm.graph.graph import Graph
 from vglm.graph.limits import Limits, shown
 
-_FORMATS = {
-    "turtle": ("TURTLE", GuardedTurtle),
-    "ntriples": ("N_TRIPLES", Guarded),
-    "jsonld": ("JSON_LD", GuardedJsonLd),
-}
+_FORMATS = {"turtle": "TURTLE", "ntriples": "N_TRIPLES", "jsonld": "JSON_LD"}
 
 
 def read_rdf(
@@ -39,9 +36,13 @@ def read_rdf(
     """
     ox = terms.pyoxigraph()
     chosen = rdf_format(format)
-    data = _FORMATS[format][1](source)
     # Labels of blank nodes are the file's own in N-Triples; elsewhere the parser makes some of them up.
     triples = Triples(source.name, limits, language, keep_labels=format == "ntriples")
+    data: Guarded
+    if format == "ntriples":
+        data = NTriplesFile(source, triples)
+    else:
+        data = GuardedTurtle(source) if format == "turtle" else GuardedJsonLd(source)
     try:
         quads = ox.parse(data, format=chosen, base_iri=terms.BASE if base is None else base)
         triples.read(quads, ox, data)
@@ -58,7 +59,7 @@ def rdf_format(format: str) -> Any:
     """pyoxigraph's constant for a format; raises GraphError for another."""
     if format not in _FORMATS:
         raise GraphError(f"format: {shown(format)} is not one of {', '.join(_FORMATS)}")
-    return getattr(terms.pyoxigraph().RdfFormat, _FORMATS[format][0])
+    return getattr(terms.pyoxigraph().RdfFormat, _FORMATS[format])
 
 
 def _explained(error: Exception) -> str:

@@ -40,7 +40,7 @@ class Guarded:
         self.error: Exception | None = None
         self.seen = 0
         self._name = source.name
-        self._chunks = self._checked(source.chunks())
+        self._chunks = self._checked(self._bytes(source))
         self._rest = b""
 
     def read(self, size: int = -1) -> bytes:
@@ -55,6 +55,9 @@ class Guarded:
         self._rest = self._rest[len(data) :]
         self.seen += len(data)
         return data
+
+    def _bytes(self, source: Source) -> Iterator[bytes]:
+        return source.chunks()
 
     def _checked(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
         """Triple terms are counted wherever they may stand, so that a deep nest is never parsed."""

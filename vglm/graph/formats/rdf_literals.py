@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vglm.graph.formats import rdf_terms as terms
+from vglm.graph.graph import Ints
 
 Value = tuple[Any, str]  # a JSON value, and its language ("" for none)
 _SPOKEN = frozenset((*terms.NAMES, *terms.ALIASES))  # predicates that are never attributes
@@ -33,6 +34,14 @@ class Literals:
         self.subjects.append(subject)
         self.predicates.append(predicate)
         self.values.append((_value(literal), literal.language or ""))
+
+    def extend(
+        self, subjects: Ints, predicates: Ints, texts: Sequence[str], languages: Sequence[str | None]
+    ) -> None:
+        """Adds many plain texts."""
+        self.subjects.frombytes(subjects.tobytes())
+        self.predicates.frombytes(predicates.tobytes())
+        self.values.extend((text, language or "") for text, language in zip(texts, languages, strict=True))
 
 
 class Descriptions:
@@ -75,6 +84,8 @@ class Descriptions:
 
     def node(self, subject: int, kinds: list[str]) -> tuple[str, str, str, list[str], dict[str, Any]]:
         """Name, type, text, aliases and attributes of a node; of several `kinds` the first is its type."""
+        if not kinds and not self._counts[subject]:
+            return terms.local_name(self._iris[subject]), "", "", [], {}
         values = self.of(subject)
         name = self._name(values)
         labels = [value for predicate in terms.NAMES for value, _ in values.get(predicate, ())]

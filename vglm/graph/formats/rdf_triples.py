@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,32 @@ class Triples:
                     f"{self._source}: its IRIs are more than {_MAX_RATIO} times as long as the file"
                 )
             if len(subjects) + len(self._literals) > room:
-                raise GraphError(f"{self._source}: more than {room:,} triples")
+                raise self._too_many()
+
+    def add_links(self, subjects: list[str], predicates: list[str], objects: list[str]) -> Iterator[str]:
+        """Adds triples between IRIs, many at once, and returns those IRIs that are new."""
+        known = len(self._codes)
+        for column, iris in zip(self._links, (subjects, predicates, objects), strict=True):
+            column.frombytes(self._codes.of(iris).tobytes())
+        if len(self._links[0]) > self._limits.edges + self._limits.nodes:
+            raise self._too_many()
+        return self._since(known)
+
+    def add_texts(
+        self, subjects: list[str], predicates: list[str], texts: list[str], languages: list[str | None]
+    ) -> Iterator[str]:
+        """Adds triples with plain texts, many at once, and returns the IRIs that are new."""
+        known = len(self._codes)
+        self._literals.extend(self._codes.of(subjects), self._codes.of(predicates), texts, languages)
+        if len(self._literals) > self._limits.edges + self._limits.nodes:
+            raise self._too_many()
+        return self._since(known)
+
+    def _since(self, known: int) -> Iterator[str]:
+        return islice(reversed(self._codes), len(self._codes) - known)
+
+    def _too_many(self) -> GraphError:
+        return GraphError(f"{self._source}: more than {self._limits.edges + self._limits.nodes:,} triples")
 
     def graph(self) -> Graph:
         """Everything read, as a graph."""

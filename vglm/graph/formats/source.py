@@ -67,7 +67,7 @@ class Source:
         Lines end in \\n or (without `keep_returns`) \\r\\n, which becomes \\n; other separators of Unicode are
         part of a line. Raises GraphError naming the line that is not UTF-8.
         """
-        number, rest = 1, b""
+        number, rest = 1, bytearray()
         for position, chunk in enumerate(self.chunks()):
             if position == 0:
                 chunk = chunk.removeprefix(b"\xef\xbb\xbf")
@@ -77,12 +77,12 @@ class Source:
                 if len(rest) > _MAX_LINE:
                     raise GraphError(f"{self.name}, line {number}: longer than {_MAX_LINE:,} bytes")
                 continue
-            block = rest + head
-            rest = tail
+            block = bytes(rest + head)
+            rest = bytearray(tail)
             yield number, self._decoded(block, number, keep_returns)
             number += block.count(b"\n") + 1
         if rest:
-            yield number, self._decoded(rest, number, keep_returns)
+            yield number, self._decoded(bytes(rest), number, keep_returns)
 
     def raw_lines(self) -> Iterator[str]:
         """Lines with their line breaks as they are, for readers with rules of their own (CSV)."""
