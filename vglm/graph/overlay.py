@@ -12,11 +12,12 @@ import numpy as np
 
 from vglm.errors import GraphError
 from vglm.graph.changes import Change, EdgeKey, EdgePattern, Patch, Row, edge_shown
-from vglm.graph.graph import Graph
+from vglm.graph.graph import Graph, Ints
 from vglm.graph.limits import Limits, shown
 from vglm.graph.splice import spliced
 
 _Triple = tuple[str, str, str]
+_LOOKS = 32
 
 
 class Overlay:
@@ -35,6 +36,7 @@ class Overlay:
         self._added: dict[_Triple, set[str]] = {}
         self._added_at: dict[str, set[_Triple]] = {}
         self._changed = False
+        self._looks = 0
 
     # ---- what is there
 
@@ -178,8 +180,7 @@ class Overlay:
         self.num_nodes -= self.has_node(node_id)
         self._rows[node_id] = None
         index = self.base.columns.ids.find(node_id)
-        if index >= 0:
-            edges = self.base.edge_indices(index, "both")
+        for edges in self._base_edges(index) if index >= 0 else ():
             self.num_edges -= int(np.count_nonzero(~self._removed[edges]))
             self._removed[edges] = True
         for triple in list(self._added_at.get(node_id, ())):
@@ -194,6 +195,17 @@ class Overlay:
             there.discard(triple)
             if not there:
                 self._added_at.pop(end, None)
+
+    def _base_edges(self, index: int) -> tuple[Ints, Ints]:
+        """The base's edges that leave a node, and those that reach it.
+
+        The first few times all edges are looked at: an index of the targets costs as much as a hundred such looks.
+        """
+        self._looks += 1
+        if self._looks > _LOOKS:
+            return self.base.edge_indices(index, "out"), self.base.edge_indices(index, "in")
+        reach = np.flatnonzero(self.base.columns.targets == index)
+        return self.base.edge_indices(index, "out"), reach.astype(np.int32)
 
     def _base_parallel(self, source: str, relation: str, target: str) -> range:
         """Indices of the base's edges of one triple: three binary searches in sorted columns."""

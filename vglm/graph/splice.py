@@ -5,9 +5,11 @@ A graph with a million edges takes some tens of milliseconds, whatever has chang
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +34,7 @@ def spliced(
     keep[replaced[replaced >= 0]] = False
     merge = _Merge.of(columns.ids, keep, [row[0] for row in coming])
     types, node_types = _coded(
-        StringTable.of(columns.type_names), columns.node_types[keep], [row[2] for row in coming]
+        StringTable.of(columns.type_names), columns.node_types[keep], [row[2] for row in coming], ()
     )
     texts = _Tables(merge)
     return Columns(
@@ -43,39 +45,64 @@ def spliced(
         attributes=texts.joined(columns.attributes, [row[5] for row in coming]),
         node_types=node_types[merge.old_first],
         type_names=tuple(types),
-        **_edge_columns(columns, merge, ~removed, added),
+        **_edge_columns(columns, merge, removed, added),
     )
 
 
 def _edge_columns(
-    columns: Columns, merge: _Merge, keep: npt.NDArray[np.bool_], added: Sequence[EdgeKey]
-) -> dict[str, object]:
+    columns: Columns, merge: _Merge, removed: npt.NDArray[np.bool_], added: Sequence[EdgeKey]
+) -> dict[str, Any]:
     """The columns of the edges that stay and come, between nodes renumbered as `merge` says."""
-    numbers = merge.numbers
+    count = len(columns.sources) - int(np.count_nonzero(removed))
+    whole = count == len(columns.sources)
+    stay = slice(None) if whole else ~removed  # a slice copies nothing
     relation_names, relations = _coded(
-        StringTable.of(columns.relation_names), columns.relations[keep], [edge[1] for edge in added]
+        StringTable.of(columns.relation_names),
+        columns.relations[stay],
+        [edge[1] for edge in added],
+        range(len(columns.relation_names) if whole else 0),
     )
     attribute_texts, attributes = _coded(
-        columns.edge_attribute_texts, columns.edge_attributes[keep], [edge[3] for edge in added], also=0
+        columns.edge_attribute_texts,
+        columns.edge_attributes[stay],
+        [edge[3] for edge in added],
+        range(len(columns.edge_attribute_texts) if whole else 1),  # "", at 0, is there always
     )
-    sources, targets = numbers[columns.sources[keep]], numbers[columns.targets[keep]]
-    if added:
-        sources, targets = (
-            np.append(old, merge.find(columns.ids, [edge[end] for edge in added])).astype(np.int32)
-            for old, end in ((sources, 0), (targets, 2))
-        )
-        sources, relations, targets, attributes = canonical_edges(
-            (sources, relations, targets, attributes),
-            (len(merge.order), len(relation_names), len(merge.order), len(attribute_texts)),
-        )
+    sources, targets = (
+        np.append(merge.renumbered(ends[stay]), merge.find(columns.ids, [edge[end] for edge in added]))
+        for ends, end in ((columns.sources, 0), (columns.targets, 2))
+    )
+    sizes = (len(merge.order), len(relation_names), len(merge.order), len(attribute_texts))
+    edges = _inserted((sources, relations, targets, attributes), count, sizes)
     return {
-        "sources": sources,
-        "relations": relations,
-        "targets": targets,
+        "sources": edges[0],
+        "relations": edges[1],
+        "targets": edges[2],
         "relation_names": tuple(relation_names),
-        "edge_attributes": attributes,
+        "edge_attributes": edges[3],
         "edge_attribute_texts": attribute_texts,
     }
+
+
+def _inserted(
+    edges: tuple[Ints, Ints, Ints, Ints], count: int, sizes: tuple[int, int, int, int]
+) -> tuple[Ints, Ints, Ints, Ints]:
+    """Edges in canonical order, of which the first `count` are so already and the others differ from them.
+
+    `sizes` bounds each column's codes; where a whole edge does not fit into 63 bits, all are sorted anew.
+    """
+    if count == len(edges[0]):
+        return edges
+    if math.prod(max(size, 1) for size in sizes) >= 2**63:
+        return canonical_edges(edges, sizes)
+    keys = edges[0].astype(np.int64)
+    for column, size in zip(edges[1:], sizes[1:], strict=True):
+        keys *= max(size, 1)
+        keys += column
+    order = count + np.argsort(keys[count:], kind="stable")
+    places = np.searchsorted(keys[:count], keys[order])
+    sources, relations, targets, attributes = (np.insert(c[:count], places, c[order]) for c in edges)
+    return sources, relations, targets, attributes
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +146,15 @@ class _Merge:
         places[~fresh] = np.arange(stay)
         places[fresh] = stay + np.arange(len(self.fresh))
         return places
+
+    def renumbered(self, places: Ints) -> Ints:
+        """Where strings are now that were at `places`, and stay."""
+        if len(self.order) == len(self.numbers) and np.array_equal(
+            self.numbers, np.arange(len(self.numbers))
+        ):
+            return places
+        renumbered: Ints = self.numbers[places]
+        return renumbered
 
     def find(self, table: StringTable, texts: list[str]) -> Ints:
         """Where strings of the new table are, int32[len(texts)]."""
@@ -167,19 +203,20 @@ def _joined(table: StringTable, fresh: StringTable, order: npt.NDArray[np.int64]
 
 
 def _coded(
-    table: StringTable, codes: Ints, fresh: list[str], also: int | None = None
+    table: StringTable, codes: Ints, fresh: list[str], in_use: Iterable[int]
 ) -> tuple[StringTable, Ints]:
-    """A sorted table of distinct strings without those that no code uses any more, with the strings in `fresh`,
-    and the codes of both, int32[len(codes) + len(fresh)]. `also` is a code that is always in use."""
-    used = np.bincount(codes, minlength=len(table)) > 0
-    if also is not None:
-        used[also] = True
+    """A sorted table of distinct strings after uses went and came: without those that no code uses any more, with
+    those in `fresh`; and the codes of both, int32[len(codes) + len(fresh)]. `in_use` are codes known to be used."""
+    used = np.zeros(len(table), np.bool_)
+    used[list(in_use)] = True
+    if not used.all():
+        used |= np.bincount(codes, minlength=len(table)) > 0
     distinct = sorted(set(fresh))
     known = np.fromiter(map(table.find, distinct), np.int64, len(distinct))
     used[known[known >= 0]] = True
     unknown = [text for text, code in zip(distinct, known.tolist(), strict=True) if code < 0]
     if unknown or not used.all():
         merge = _Merge.of(table, used, unknown)
-        table, codes = _joined(table, StringTable.of(unknown), merge.order), merge.numbers[codes]
+        table, codes = _joined(table, StringTable.of(unknown), merge.order), merge.renumbered(codes)
     places = {text: table.find(text) for text in distinct}
-    return table, np.append(codes, [places[text] for text in fresh]).astype(np.int32)
+    return table, np.concatenate((codes, np.array([places[text] for text in fresh], np.int32)))

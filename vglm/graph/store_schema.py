@@ -203,9 +203,9 @@ def write_base(
     size = sum(array.nbytes for array in own.values())
     db.execute("INSERT INTO bases VALUES (?, ?, ?, ?)", (graph_id, version, size, json.dumps(header)))
     for part, array in own.items():
-        data = memoryview(np.ascontiguousarray(array)).cast("B")
+        data = np.ascontiguousarray(array).view(np.uint8)
         for number, start in enumerate(range(0, len(data), _PIECE)):
-            piece = data[start : start + _PIECE]
+            piece = data[start : start + _PIECE].tobytes()
             row = (graph_id, version, part, number, _digest(piece), piece)
             db.execute("INSERT INTO pieces VALUES (?, ?, ?, ?, ?, ?)", row)
             if written is not None:
@@ -319,5 +319,5 @@ def _without_repeats(arrays: Arrays) -> tuple[Arrays, dict[str, str]]:
     return own, same
 
 
-def _digest(data: bytes | memoryview) -> bytes:
+def _digest(data: bytes) -> bytes:
     return xxhash.xxh3_64_digest(data)
