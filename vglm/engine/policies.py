@@ -12,9 +12,12 @@ from vglm.engine.scheduler import Scheduled, Scheduler
 QUANTILE = 0.95  # of the time between two tokens: what a target means
 SMALLEST_CHUNK = 16  # tokens of prompt that a step always has room for: who waits must get on
 TTFT_STEPS = 4  # a step is at most this fraction of the TTFT target: who arrives waits for it to end
-_WINDOW = 128  # steps that a quantile looks back
+_WINDOW = 128  # steps that the percentile of the time between tokens looks back
+_ERROR_WINDOW = 32  # and that of the model's errors: it learns about as fast itself
 _PATIENCE = 16  # steps between two corrections: their effect must be seen first
 _DECREASE, _INCREASE = 0.7, 2.0
+_SMALL_MARGIN = 1.1  # what is left of the margin when somebody would be late
+_NEARLY = 0.95  # of the ITL target: from there on, it is kept whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +119,9 @@ class LatencyController:
     most prompt tokens that keep it under the ITL target, with a margin for the model's own errors. A step in
     which nothing decodes may be as long as the TTFT target allows. `max_running` keeps the decoding itself
     under the target. A factor corrects what the model gets wrong: it falls when the measured percentile is over
-    the target, and doubles again, up to 1, when it is under it and requests wait. Requests that wait and would
-    miss the TTFT target take the margin, too, unless the ITL target is being missed. A target that not even one
-    sequence can meet counts as twice the time that one takes.
+    the target, and doubles again, up to 1, when it is under it and requests, or parts of prompts, wait. Requests
+    that wait and would miss the TTFT target take most of the margin, unless the ITL target is nearly missed. A target
+    that not even one sequence can meet counts as twice the time that one takes.
     """
 
     def __init__(self, itl_target: float | None, ttft_target: float | None) -> None:
@@ -127,7 +130,7 @@ class LatencyController:
         self.ttft_target = ttft_target
         self.model = StepTimeModel()
         self._itl = Quantile(QUANTILE, _WINDOW)
-        self._errors = Quantile(QUANTILE, _WINDOW)  # measured / predicted
+        self._errors = Quantile(QUANTILE, _ERROR_WINDOW)  # measured / predicted
         self._itl_p95 = 0.0
         self._factor = 1.0
         self._last_end = 0.0
@@ -172,8 +175,8 @@ class LatencyController:
         if self.itl_target is None:
             return inf
         margin = max(1.0, self._errors.value(1.0))
-        if self._would_miss_ttft(scheduler, now) and self._itl_p95 <= self.itl_target:
-            margin = 1.0
+        if self._would_miss_ttft(scheduler, now) and self._itl_p95 <= _NEARLY * self.itl_target:
+            margin = min(margin, _SMALL_MARGIN)
         return max(self.itl_target * self._factor / margin, 2 * self.model.predict(0, 1))
 
     def _would_miss_ttft(self, scheduler: Scheduler, now: float) -> bool:
@@ -195,16 +198,17 @@ class LatencyController:
             self._itl.add(ended - max(self._last_end, started - seconds))
             self._itl_p95 = self._itl.value(0.0)
         self._last_end = ended
-        self._correct(num_waiting)
+        held_up = any(sequence.num_tokens - sequence.num_computed > 1 for sequence, _ in scheduled)
+        self._correct(held_up or num_waiting > 0)
 
-    def _correct(self, num_waiting: int) -> None:
+    def _correct(self, held_up: bool) -> None:
         self._since_change += 1
         if self.itl_target is None or self._since_change < _PATIENCE or len(self._itl) < _PATIENCE:
             return
         if self._itl_p95 > self.itl_target:
             self._factor = max(self._factor * _DECREASE, 0.1)
             self._decreases += 1
-        elif self._factor < 1.0 and num_waiting and self._itl_p95 < 0.9 * self.itl_target:
+        elif self._factor < 1.0 and held_up and self._itl_p95 < 0.9 * self.itl_target:
             self._factor = min(self._factor * _INCREASE, 1.0)
             self._increases += 1
         else:
