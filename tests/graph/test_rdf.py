@@ -40,6 +40,8 @@ def test_round_trip(format: str, graph: Graph) -> None:
     assert again.to_dict() == graph.to_dict()
     assert again == graph
     assert again.to_rdf(format) == text
+    if format == "ntriples":  # whose plain lines are not read by the parser of Turtle
+        assert Graph.from_rdf(text, "turtle") == graph
 
 
 def test_names_types_texts_and_attributes() -> None:
@@ -119,6 +121,32 @@ def test_ids_of_relative_iris_and_blank_nodes() -> None:
     assert Graph.from_rdf("\n".join(lines), "ntriples") == Graph.from_rdf("\n".join(lines[::-1]), "ntriples")
 
 
+LINES = """
+# plain lines, and what makes a line not plain
+<http://x/a> <http://x/r> <http://x/b> .
+<http://x/a>\t<http://x/r>  <http://x/c>.
+   <http://x/a> <http://x/r> <http://x/d> .   # comment
+<http://x/\\u0061> <http://x/r> <http://x/e> .
+<http://x/a> <http://www.w3.org/2000/01/rdf-schema#label> "Aspirin"@en .
+<http://x/a> <http://www.w3.org/2000/01/rdf-schema#label> "Azetylsalizylsäure"@de-AT .
+<http://x/b> <http://www.w3.org/2000/01/rdf-schema#label> "say \\"b\\" . <http://x/no> <http://x/no> <http://x/no> ." .
+<http://x/b> <http://x/p> "<http://x/a> <http://x/r> <http://x/b> ." .
+<http://x/b> <http://x/n> "5"^^<http://www.w3.org/2001/XMLSchema#integer> .
+<http://x/b> <http://www.w3.org/1999/02/22-rdf-syntax-ns#type> <http://x/Pain> .
+<http://x/b> <http://x/p> "" .
+<urn:x:é> <http://x/r> <http://x/日本> .
+"""
+
+
+@pytest.mark.parametrize("text", [LINES, LINES.replace("\n", "\r\n"), LINES.rstrip()])
+def test_plain_lines_are_read_as_the_parser_reads_them(text: str) -> None:
+    graph = Graph.from_rdf(text, "ntriples")
+    assert graph == Graph.from_rdf(text, "turtle")
+    assert graph.num_edges == 5
+    assert graph.node("http://x/b").attributes["p"] == ["", "<http://x/a> <http://x/r> <http://x/b> ."]
+    assert graph.node("http://x/a").aliases == ("Azetylsalizylsäure",)
+
+
 def test_json_ld_contexts_are_inside_the_file_only() -> None:
     graph = Graph.from_rdf(
         """{"@context": {"name": "http://schema.org/name", "treats": {"@id": "http://x/treats", "@type": "@id"}},
@@ -135,7 +163,11 @@ def test_json_ld_contexts_are_inside_the_file_only() -> None:
 @pytest.mark.parametrize(
     ("format", "text", "message"),
     [
-        ("ntriples", "<http://a> <http://b> <http://c> .\n<http://a> <b> <http://c> .", r"line 2: .b. is no absolute IRI"),
+        (
+            "ntriples",
+            "<http://a> <http://b> <http://c> .\n<http://a> <b> <http://c> .",
+            r"line 2: .b. is no absolute IRI",
+        ),
         ("ntriples", '<http://a> <http://b> "x', "line 1.*end of file"),
         ("turtle", "@prefix : <http://x/> .\n:a :b :c .\n:a x:b :c .", "line 3.*prefix"),
         ("turtle", ":a :b :c .", "line 1"),

@@ -40,6 +40,23 @@ class Exchange:
 
         return load(path, format, limits, progress, options)
 
+    @staticmethod
+    def load_set(
+        folder: str | Path,
+        *,
+        node_labels: Mapping[str, str] | None = None,
+        edge_labels: Mapping[str, str] | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> tuple[list[Graph], list[str]]:
+        """Reads a set of graphs in the TU format: the graphs, and the class of each.
+
+        Node labels become types and edge labels relations, under the names that `node_labels` and `edge_labels`
+        give them (`{"0": "C"}`). Edges that lead both ways are read as one.
+        """
+        from vglm.graph.formats.tu import read_set
+
+        return read_set(Path(folder), limits, node_labels or {}, edge_labels or {})
+
     def save(self, path: str | Path, format: str | None = None) -> None:
         """Writes a graph file as a whole or not at all; the extension decides unless `format` does."""
         from vglm.graph.formats.files import save
