@@ -35,6 +35,7 @@ def read_set(
     _check(found[0], (graph_of >= 0) & (graph_of < count), f"expected the number of a graph, 1 to {count:,}")
     edge_path = folder / f"{prefix}A.txt"
     ends = _integers(edge_path, limits, 2) - 1
+    inside = (ends >= 0) & (ends < len(graph_of))
     _check(
         edge_path,
         inside[:, 0] & inside[:, 1],
