@@ -148,3 +148,11 @@ def test_what_cannot_be_is_refused_by_name(parts: Parts, says: str) -> None:
 def test_a_change_that_was_not_written_by_encode(data: bytes) -> None:
     with pytest.raises((ValueError, TypeError)):
         Change.decode(data)
+
+
+def test_a_change_that_contradicts_the_graph_is_refused() -> None:
+    """As a store's file from a stranger might: an edge without its node must not become an index."""
+    overlay = Overlay(Graph.from_triples([("a", "r", "b")]))
+    overlay.apply(Change(upsert_edges=(("a", "r", "nowhere", ""),)))
+    with pytest.raises(GraphError, match="'nowhere'"):
+        overlay.graph()

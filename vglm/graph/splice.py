@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vglm.errors import GraphError
 from vglm.graph.build import canonical_edges
 from vglm.graph.changes import EdgeKey, Row
 from vglm.graph.graph import Columns, Ints
+from vglm.graph.limits import shown
 from vglm.graph.strings import StringTable
 
 
@@ -157,10 +159,15 @@ class _Merge:
         return renumbered
 
     def find(self, table: StringTable, texts: list[str]) -> Ints:
-        """Where strings of the new table are, int32[len(texts)]."""
-        old = self.numbers[table.find_all(texts)] if len(table) else np.zeros(len(texts), np.int32)
-        places = zip(texts, old.tolist(), strict=True)
-        return np.fromiter((self.fresh.get(text, place) for text, place in places), np.int32, len(texts))
+        """Where strings of the new table are, int32[len(texts)]; GraphError if one is not there."""
+        numbers = np.append(
+            self.numbers, np.int32(-1)
+        )  # which is what -1, for "not in the table", then means
+        places = zip(texts, numbers[table.find_all(texts)].tolist(), strict=True)
+        found = np.fromiter((self.fresh.get(text, place) for text, place in places), np.int32, len(texts))
+        for position in np.flatnonzero(found < 0)[:1].tolist():
+            raise GraphError(f"an edge has an end that is no node: {shown(texts[position])}")
+        return found
 
 
 class _Tables:

@@ -20,11 +20,12 @@ from vglm.graph import store_schema as rows
 from vglm.graph.changes import EdgeItem, NodeItem, Patch
 from vglm.graph.graph import Graph
 from vglm.graph.limits import DEFAULT_LIMITS, Limits, shown
+from vglm.graph.store_base import Written, write_base
 from vglm.graph.store_cache import GraphCache
 from vglm.graph.store_content import Contents
 from vglm.graph.store_file import StoreFile, default_store_path
 from vglm.graph.store_names import GraphInfo, checked_label, checked_name, expected, find, info, resolved
-from vglm.graph.store_schema import Found, Snapshot, Version, Written
+from vglm.graph.store_schema import Found, Snapshot, Version
 
 _log = logging.getLogger(__name__)
 
@@ -234,7 +235,7 @@ class GraphStore:
                 return 0
             base = rows.newest_base(db, found.id, first)
             if base is None or base[0] != first:
-                rows.write_base(db, found.id, first, self._contents.loaded(db, found.id, first).graph())
+                write_base(db, found.id, first, self._contents.loaded(db, found.id, first).graph())
             dropped = rows.forget_versions_before(db, found.id, first)
         self._give_back()
         return dropped
@@ -256,7 +257,7 @@ class GraphStore:
         number = found.version + 1
         version = Version(number, kind, time.time(), graph.num_nodes, graph.num_edges)
         rows.add_version(db, found.id, version, None)
-        rows.write_base(db, found.id, number, graph, written)
+        write_base(db, found.id, number, graph, written)
         return number
 
     def _give_back(self) -> None:

@@ -12,6 +12,7 @@ from vglm.graph.changes import Patch
 from vglm.graph.graph import Graph
 from vglm.graph.limits import Limits
 from vglm.graph.overlay import Overlay
+from vglm.graph.store_base import read_base, write_base
 from vglm.graph.store_cache import GraphCache, Head
 from vglm.graph.store_file import StoreFile
 from vglm.graph.store_names import expected, find
@@ -73,7 +74,7 @@ class Contents:
         if changes is None:
             raise Damaged(f"a version between {start} and {version} is missing")
         overlay = Overlay(
-            near[1] if near is not None and start == near[0] else rows.read_base(db, graph_id, start)
+            near[1] if near is not None and start == near[0] else read_base(db, graph_id, start)
         )
         for change in changes:
             overlay.apply(change)
@@ -136,6 +137,6 @@ class Contents:
             with self._file.writing() as db:
                 base = rows.newest_base(db, graph_id, version)
                 if base is not None and base[0] < version:
-                    rows.write_base(db, graph_id, version, graph)
+                    write_base(db, graph_id, version, graph)
         except StoreError as error:
             _log.warning("a full copy of version %d will be written later: %s", version, error)

@@ -6,20 +6,14 @@ the newest base at or before it and replay the changes from there on; so a patch
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import xxhash
 
-from vglm.errors import GraphError
-from vglm.graph.cache import Arrays, graph_from_arrays, graph_to_arrays
 from vglm.graph.changes import Change
-from vglm.graph.graph import Graph
 
 APPLICATION_ID = 0x76474C4D  # "vGLM"
 SCHEMA_VERSION = 1
@@ -38,14 +32,9 @@ SCHEMA = (
     "CREATE TABLE snapshots (graph INTEGER NOT NULL REFERENCES graphs ON DELETE CASCADE, label TEXT NOT NULL,"
     " version INTEGER NOT NULL, created REAL NOT NULL, PRIMARY KEY (graph, label))",
 )
-_PIECE = 8 << 20
 _CHANGE_COST = 1024  # bytes that a change counts for beside its own: a row to fetch and to replay
-_DTYPES = {"|u1", "<i4", "<i8"}
 _VERSION = (int, str, float, int, int)
 _SNAPSHOT = (str, int, float)
-_TEXTS = ("ids", "names", "texts", "aliases", "attributes")
-
-Written = Callable[[int], None]
 
 
 class Damaged(Exception):
@@ -86,13 +75,13 @@ class Snapshot:
 
 def find(db: sqlite3.Connection, name: str) -> Found | None:
     row = db.execute("SELECT id, name, version FROM graphs WHERE name = ?", (name,)).fetchone()
-    return Found(*_typed(row, int, str, int)) if row else None
+    return Found(*typed(row, int, str, int)) if row else None
 
 
 def all_graphs(db: sqlite3.Connection) -> list[Found]:
     """By name."""
     rows = db.execute("SELECT id, name, version FROM graphs ORDER BY name")
-    return [Found(*_typed(row, int, str, int)) for row in rows]
+    return [Found(*typed(row, int, str, int)) for row in rows]
 
 
 def add_graph(db: sqlite3.Connection, name: str) -> Found:
@@ -125,7 +114,7 @@ def add_version(db: sqlite3.Connection, graph: int, version: Version, change: Ch
     cost = 0
     if change is not None:
         data = change.encode()
-        digest = _digest(data)
+        digest = digest_of(data)
         cost = replay_cost(db, graph, version.number - 1) + len(data) + _CHANGE_COST
     about = (version.number, version.kind, version.created, version.nodes, version.edges)
     db.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (graph, *about, cost, data, digest))
@@ -138,7 +127,7 @@ def versions(db: sqlite3.Connection, graph: int, limit: int = -1) -> list[Versio
         "SELECT version, kind, created, nodes, edges FROM versions WHERE graph = ? ORDER BY version DESC LIMIT ?",
         (graph, limit),
     )
-    return [Version(*_typed(row, *_VERSION)) for row in rows]
+    return [Version(*typed(row, *_VERSION)) for row in rows]
 
 
 def version_of(db: sqlite3.Connection, graph: int, number: int) -> Version | None:
@@ -146,7 +135,7 @@ def version_of(db: sqlite3.Connection, graph: int, number: int) -> Version | Non
         "SELECT version, kind, created, nodes, edges FROM versions WHERE graph = ? AND version = ?",
         (graph, number),
     ).fetchone()
-    return Version(*_typed(row, *_VERSION)) if row else None
+    return Version(*typed(row, *_VERSION)) if row else None
 
 
 def changes(db: sqlite3.Connection, graph: int, after: int, upto: int) -> list[Change] | None:
@@ -158,13 +147,13 @@ def changes(db: sqlite3.Connection, graph: int, after: int, upto: int) -> list[C
     ).fetchall()
     if [row[0] for row in rows] != list(range(after + 1, upto + 1)) or any(row[1] is None for row in rows):
         return None
-    return [_change(*_typed(row, int, bytes, bytes)) for row in rows]
+    return [_change(*typed(row, int, bytes, bytes)) for row in rows]
 
 
 def replay_cost(db: sqlite3.Connection, graph: int, version: int) -> int:
     """What replaying the changes from the last base to a version costs, in bytes."""
     row = db.execute("SELECT cost FROM versions WHERE graph = ? AND version = ?", (graph, version)).fetchone()
-    return _typed(row, int)[0] if row else 0
+    return typed(row, int)[0] if row else 0
 
 
 def forget_versions_before(db: sqlite3.Connection, graph: int, first: int) -> int:
@@ -185,54 +174,8 @@ def newest_base(db: sqlite3.Connection, graph: int, upto: int) -> tuple[int, int
     ).fetchone()
     if row is None:
         return None
-    base, size = _typed(row, int, int)
+    base, size = typed(row, int, int)
     return base, size
-
-
-def write_base(
-    db: sqlite3.Connection, graph_id: int, version: int, graph: Graph, written: Written | None = None
-) -> None:
-    """All columns of a version that has a row; `written` is told of bytes as they go."""
-    meta, arrays = graph_to_arrays(graph)
-    own, same = _without_repeats(arrays)
-    header = {
-        "columns": meta,
-        "arrays": {name: [array.dtype.str, len(array)] for name, array in own.items()},
-        "same": same,
-    }
-    size = sum(array.nbytes for array in own.values())
-    db.execute("INSERT INTO bases VALUES (?, ?, ?, ?)", (graph_id, version, size, json.dumps(header)))
-    for part, array in own.items():
-        data = np.ascontiguousarray(array).view(np.uint8)
-        for number, start in enumerate(range(0, len(data), _PIECE)):
-            piece = data[start : start + _PIECE].tobytes()
-            row = (graph_id, version, part, number, _digest(piece), piece)
-            db.execute("INSERT INTO pieces VALUES (?, ?, ?, ?, ?, ?)", row)
-            if written is not None:
-                written(len(piece))
-    db.execute("UPDATE versions SET cost = 0 WHERE graph = ? AND version = ?", (graph_id, version))
-
-
-def read_base(db: sqlite3.Connection, graph_id: int, version: int) -> Graph:
-    """What `write_base` wrote; raises Damaged where a checksum or a size is wrong."""
-    try:
-        row = db.execute(
-            "SELECT meta FROM bases WHERE graph = ? AND version = ?", (graph_id, version)
-        ).fetchone()
-        header = json.loads(row[0])
-        data = _pieces(db, graph_id, version)
-        arrays = {
-            name: _array(data.get(name, b""), dtype, length)
-            for name, (dtype, length) in header["arrays"].items()
-        }
-        arrays |= {name: arrays[first] for name, first in header["same"].items()}
-        graph = graph_from_arrays(header["columns"], arrays)
-        lengths = {len(getattr(graph.columns, name)) for name in _TEXTS}
-        if lengths != {graph.num_nodes}:
-            raise Damaged(f"columns of version {version} differ in length")
-    except (GraphError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise Damaged(f"the columns of version {version} do not fit together: {error}") from error
-    return graph
 
 
 # ---- snapshots
@@ -243,14 +186,14 @@ def snapshots(db: sqlite3.Connection, graph: int) -> list[Snapshot]:
     rows = db.execute(
         "SELECT label, version, created FROM snapshots WHERE graph = ? ORDER BY label", (graph,)
     )
-    return [Snapshot(*_typed(row, *_SNAPSHOT)) for row in rows]
+    return [Snapshot(*typed(row, *_SNAPSHOT)) for row in rows]
 
 
 def snapshot(db: sqlite3.Connection, graph: int, label: str) -> Snapshot | None:
     row = db.execute(
         "SELECT label, version, created FROM snapshots WHERE graph = ? AND label = ?", (graph, label)
     ).fetchone()
-    return Snapshot(*_typed(row, *_SNAPSHOT)) if row else None
+    return Snapshot(*typed(row, *_SNAPSHOT)) if row else None
 
 
 def add_snapshot(db: sqlite3.Connection, graph: int, label: str, version: int) -> None:
@@ -264,7 +207,7 @@ def delete_snapshot(db: sqlite3.Connection, graph: int, label: str) -> None:
 # ---- details
 
 
-def _typed(row: Any, *types: type) -> Any:
+def typed(row: Any, *types: type) -> Any:
     """A row whose values have these types, as SQLite does not promise; Damaged otherwise."""
     if tuple(map(type, row)) != types:
         raise Damaged("a value has a wrong type")
@@ -272,7 +215,7 @@ def _typed(row: Any, *types: type) -> Any:
 
 
 def _change(version: int, data: bytes, digest: bytes) -> Change:
-    if _digest(data) != digest:
+    if digest_of(data) != digest:
         raise Damaged(f"the checksum of version {version} is wrong")
     try:
         return Change.decode(data)
@@ -280,44 +223,6 @@ def _change(version: int, data: bytes, digest: bytes) -> Change:
         raise Damaged(f"the change of version {version} cannot be read: {error}") from error
 
 
-def _pieces(db: sqlite3.Connection, graph: int, version: int) -> dict[str, bytes]:
-    rows = db.execute(
-        "SELECT part, digest, data FROM pieces WHERE graph = ? AND version = ? ORDER BY part, number",
-        (graph, version),
-    )
-    parts: dict[str, list[bytes]] = {}
-    for row in rows:
-        part, digest, data = _typed(row, str, bytes, bytes)
-        if _digest(data) != digest:
-            raise Damaged(f"the checksum of {part} in version {version} is wrong")
-        parts.setdefault(part, []).append(data)
-    return {part: data[0] if len(data) == 1 else b"".join(data) for part, data in parts.items()}
-
-
-def _array(data: bytes, dtype: str, length: int) -> Any:
-    if dtype not in _DTYPES:
-        raise ValueError(f"dtype {dtype!r}")
-    array = np.frombuffer(data, dtype)
-    if len(array) != length:
-        raise ValueError(f"{len(array)} values instead of {length}")
-    return array
-
-
-def _without_repeats(arrays: Arrays) -> tuple[Arrays, dict[str, str]]:
-    """The arrays that differ, and for the others which one they equal: in many graphs the ids are the names."""
-    own: Arrays = {}
-    same: dict[str, str] = {}
-    for name, array in arrays.items():
-        for first, other in own.items():
-            if array is other or (
-                array.dtype == other.dtype and len(array) == len(other) and np.array_equal(array, other)
-            ):
-                same[name] = first
-                break
-        else:
-            own[name] = array
-    return own, same
-
-
-def _digest(data: bytes) -> bytes:
+def digest_of(data: bytes) -> bytes:
+    """A checksum (XXH3, 8 bytes)."""
     return xxhash.xxh3_64_digest(data)
