@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from vglm.decode.graph_outputs import GraphOutput
+    from vglm.decode.grounded import Grounding
     from vglm.decode.outputs import (
+        CandidateScore,
         CompletionOutput,
         EmbeddingOutput,
         Logprob,
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from vglm.errors import ConfigError, GraphError, ModelError, RequestError, VGLMError
     from vglm.graph.graph import Edge, Graph, Node
     from vglm.llm import LLM
+    from vglm.tasks.asking import GraphQuery
 
 # Imported on first use: `vglm --help` and the graph tools need no engine.
 _HOME = {
@@ -28,21 +32,36 @@ _HOME = {
     "SamplingParams": "vglm.decode.sampling_params",
     "StructuredOutputs": "vglm.decode.structured",
     **dict.fromkeys(
-        ("RequestOutput", "CompletionOutput", "EmbeddingOutput", "ScoreOutput", "Logprob", "RequestMetrics"),
+        (
+            "CandidateScore",
+            "CompletionOutput",
+            "EmbeddingOutput",
+            "Logprob",
+            "RequestMetrics",
+            "RequestOutput",
+            "ScoreOutput",
+        ),
         "vglm.decode.outputs",
     ),
     **dict.fromkeys(("VGLMError", "ModelError", "RequestError", "GraphError", "ConfigError"), "vglm.errors"),
     **dict.fromkeys(("Graph", "Node", "Edge"), "vglm.graph.graph"),
+    "GraphOutput": "vglm.decode.graph_outputs",
+    "GraphQuery": "vglm.tasks.asking",
+    "Grounding": "vglm.decode.grounded",
 }
 
 __all__ = [
     "LLM",
+    "CandidateScore",
     "CompletionOutput",
     "ConfigError",
     "Edge",
     "EmbeddingOutput",
     "Graph",
     "GraphError",
+    "GraphOutput",
+    "GraphQuery",
+    "Grounding",
     "Logprob",
     "ModelError",
     "Node",

@@ -6,6 +6,7 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,9 @@ from vglm.assemble import (
     request_output,
     score_output,
 )
+from vglm.candidates import Candidate, Normalize, candidate_scores, check_normalize, encode_candidates
 from vglm.decode.detokenizer import Detokenizer
-from vglm.decode.outputs import EmbeddingOutput, RequestOutput, ScoreOutput
+from vglm.decode.outputs import CandidateScore, EmbeddingOutput, RequestOutput, ScoreOutput
 from vglm.decode.sampling_params import SamplingParams
 from vglm.engine.metrics import EngineStats
 from vglm.engine.request import Request, RequestKind
@@ -30,7 +32,9 @@ if TYPE_CHECKING:  # imported when it is needed: a start without chat or progres
     from vglm.decode.grammar import GrammarCompiler
     from vglm.decode.matcher import Grammar
     from vglm.decode.structured import StructuredOutputs
+    from vglm.engine.constraint import ConstraintFactory
     from vglm.model.chat import ChatFormat
+    from vglm.tasks.asking import Asked, Asking, Constraint, GraphSource
 
 Message = Mapping[str, Any]
 
@@ -77,6 +81,7 @@ class LLM:
         self._tokenizer: Tokenizer | None = None
         self._chat_format: ChatFormat | None = None
         self._grammars: GrammarCompiler | None = None
+        self._asking: Asking | None = None
 
     def __repr__(self) -> str:
         return f"LLM(model={self.model!r}, dtype={self.options.weight_dtype!r}, kv_cache_dtype={self.options.kv_dtype!r})"
@@ -122,6 +127,20 @@ class LLM:
                 )
         return self._grammars.compile(structured)
 
+    @property
+    def asking(self) -> Asking:
+        """Questions about graphs, for this model."""
+        from vglm.tasks.asking import Asking
+        from vglm.tasks.graph_prompt import GraphPrompts, parse_graph_mode
+
+        with self._loading:
+            if self._asking is None:
+                mode = parse_graph_mode(self.options.graph_mode)
+                prompts = GraphPrompts(self.tokenizer, self._packed.graph_card, self.options.block_size, mode)
+                chat = self.chat_format if self.has_chat_format else None
+                self._asking = Asking(self.tokenizer, self.config, prompts, chat)
+        return self._asking
+
     def stats(self) -> EngineStats:
         """Queues, KV pool and cache, now."""
         return self.engine.stats()
@@ -143,43 +162,94 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = True,
+        *,
+        graph: GraphSource | Sequence[GraphSource] | None = None,
+        constraint: Constraint | Sequence[Constraint] | None = None,
+        graph_mode: str = "auto",
     ) -> list[RequestOutput]:
         """Complete one prompt or many; outputs come in the order of the prompts.
 
         A prompt is text, token ids, or a mapping (see `vglm.prompts.Prompt`). One SamplingParams serves all prompts, or
-        give one for each. Raises RequestError, before anything runs, when a prompt or parameter cannot be served.
+        give one for each.
+
+        `graph`: the Graph that a prompt is about, or a GraphQuery for the part of it that the prompt needs; one for all,
+        or one each. `constraint`: what an answer must be: "answer", "walk", "mentions", or see `vglm.Grounding`. `graph_mode`
+        is the engine's own unless it is "spans" or "sequential". Outputs then have a `graph` (`vglm.GraphOutput`).
+
+        Raises RequestError or GraphError, before anything runs, when a prompt or parameter cannot be served.
         """
-        encoded = encode_prompts(prompts, self.tokenizer)
+        if graph is None:
+            _refuse_without_graph(constraint)
+            return self._complete(encode_prompts(prompts, self.tokenizer), sampling_params, use_tqdm)
+        many: Sequence[Any] = [prompts] if is_single(prompts) else prompts  # type: ignore[assignment]
+        asked = self._ask(self.asking.complete, many, graph, constraint, graph_mode)
+        return self._complete([one.prompt for one in asked], sampling_params, use_tqdm, asked)
+
+    def _ask(
+        self, ask: Callable[..., Asked], prompts: Sequence[Any], graph: Any, constraint: Any, mode: str
+    ) -> list[Asked]:
+        from vglm.tasks.asking import one_each
+
+        graphs, constraints = (
+            one_each(name, given, len(prompts))
+            for name, given in (("graph", graph), ("constraint", constraint))
+        )
+        each = zip(prompts, graphs, constraints, strict=True)
+        return [ask(prompt, source, wanted, mode) for prompt, source, wanted in each]
+
+    def _complete(
+        self,
+        encoded: Sequence[EncodedPrompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        use_tqdm: bool,
+        asked: Sequence[Asked] = (),
+    ) -> list[RequestOutput]:
         params = _one_each(SamplingParams() if sampling_params is None else sampling_params, len(encoded))
         detokenizers = [
             self._detokenizers(e, p, incremental=False) for e, p in zip(encoded, params, strict=True)
         ]
         hooks = [_stop_hook(d, p) for d, p in zip(detokenizers, params, strict=True)]
-        constraints = [self._constraint(p) for p in params]
+        constraints = [self._constraint(p, asked[i] if asked else None) for i, p in enumerate(params)]
 
         def add(i: int) -> Request:
             return self._add(encoded[i], params[i], on_token=hooks[i], constraint=constraints[i])
 
         requests = self._run(add, len(encoded), use_tqdm)
-        return [
+        outputs = [
             request_output(request, e.text, d, self.tokenizer)
             for request, e, d in zip(requests, encoded, detokenizers, strict=True)
         ]
+        for one, request, output in zip(asked, requests, outputs, strict=bool(asked)):
+            for sequence, completion in zip(request.sequences, output.outputs, strict=True):
+                completion.graph = one.output(request, sequence, completion.text)
+        return outputs
 
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = True,
+        *,
+        graph: GraphSource | Sequence[GraphSource] | None = None,
+        constraint: Constraint | Sequence[Constraint] | None = None,
+        graph_mode: str = "auto",
         **template_variables: Any,
     ) -> list[RequestOutput]:
-        """Answer one conversation or many: lists of {"role": ..., "content": ...}, through the model's chat template."""
+        """Answer one conversation or many: lists of {"role": ..., "content": ...}, through the model's chat template.
+
+        With a `graph`, it stands before the last message of the user; see `generate`.
+        """
         if not isinstance(messages, Sequence):
             raise RequestError(f"messages must be a list of mappings; got {type(messages).__name__}")
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
-        chat = self.chat_format
-        prompts = [chat.encode(c, **template_variables) for c in conversations]  # type: ignore[arg-type]
-        return self.generate(prompts, sampling_params, use_tqdm)
+        if graph is None:
+            _refuse_without_graph(constraint)
+            chat = self.chat_format
+            prompts = [chat.encode(c, **template_variables) for c in conversations]  # type: ignore[arg-type]
+            return self.generate(prompts, sampling_params, use_tqdm)
+        ask = partial(self.asking.chat, **template_variables)
+        asked = self._ask(ask, conversations, graph, constraint, graph_mode)
+        return self._complete([one.prompt for one in asked], sampling_params, use_tqdm, asked)
 
     def stream(
         self, prompt: Prompt | Sequence[Message], sampling_params: SamplingParams | None = None
@@ -278,15 +348,51 @@ class LLM:
 
         return [score_output(request) for request in self._run(add, len(encoded), use_tqdm)]
 
+    def score_candidates(
+        self,
+        prompt: Prompt,
+        candidates: Sequence[Candidate],
+        *,
+        normalize: Normalize = None,
+        end: bool = True,
+    ) -> list[CandidateScore]:
+        """Log-probability of each candidate as the continuation of one prompt, thousands of them per second.
+
+        Exactly what `score` gives one by one, in the order of the candidates, but what they share is computed once: the
+        prompt, and every prefix. A candidate is text, encoded by itself, or token ids. `end`: the model's end token is part
+        of each, so that a name competes with the names it begins. `normalize="tokens"`: `logprob` is the mean over the
+        tokens instead of the sum. Raises RequestError that names what cannot be served.
+        """
+        check_normalize(normalize)
+        if not is_single(prompt):
+            raise RequestError("score_candidates takes one prompt")
+        end_id = self.config.eos_token_ids[0] if end and self.config.eos_token_ids else None
+        if end and end_id is None:
+            raise RequestError(f"the model {self.model!r} has no end token; use end=False", "end")
+        encoded = encode_prompts(prompt, self.tokenizer)[0]
+        targets = encode_candidates(candidates, self.tokenizer, end_id)
+        params = SamplingParams(max_tokens=1)
+
+        def add(_: int) -> Request:
+            return self._add(encoded, params, kind=RequestKind.TREE, candidates=targets)
+
+        tree = self._run(add, 1, use_tqdm=False)[0].tree
+        assert tree is not None
+        return candidate_scores(candidates, tree, self.tokenizer, normalize)
+
     # ---- inside -------------------------------------------------------------------------------------------
 
     def _add(self, prompt: EncodedPrompt, params: SamplingParams, **options: Any) -> Request:
         return self.engine.add_request(
-            str(next(self._ids)), prompt.token_ids, params, embeds=prompt.embeds, **options
+            str(next(self._ids)), prompt.token_ids, params, **prompt.options(), **options
         )
 
-    def _constraint(self, params: SamplingParams) -> Grammar | None:
+    def _constraint(self, params: SamplingParams, asked: Asked | None = None) -> ConstraintFactory | None:
         wanted = params.structured_outputs
+        if asked is not None and asked.decoder is not None:
+            if wanted is not None:
+                raise RequestError("give either structured_outputs or a constraint, not both", "constraint")
+            return asked.decoder
         return None if wanted is None else self.compile_structured(wanted)
 
     def _run(self, add: Callable[[int], Request], count: int, use_tqdm: bool) -> list[Request]:
@@ -332,6 +438,11 @@ class LLM:
                 f"n={params.n} needs more sequences at once than max_num_seqs={self.options.max_num_seqs}"
             )
         return [Detokenizer(self.tokenizer, prompt.token_ids, params, incremental) for _ in range(params.n)]
+
+
+def _refuse_without_graph(constraint: object) -> None:
+    if constraint is not None:
+        raise RequestError("a constraint is over a graph; give one (graph=...)", "constraint")
 
 
 def _one_each(params: SamplingParams | Sequence[SamplingParams], count: int) -> list[SamplingParams]:

@@ -17,6 +17,7 @@ from vglm.model.weight_cache import PackedModel, load_packed
 DTYPES = ("auto", "bf16", "int8", "int4")
 KV_DTYPES = ("auto", "bf16", "int8")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
+GRAPH_MODES = ("auto", "spans", "sequential")
 DEFAULT_MODEL_LEN = 8192  # unless the model's own limit is lower
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -42,6 +43,8 @@ class EngineOptions:
         span_cache_size: limit of that directory in bytes, or as in "512M" or "2G".
         ttft_target_ms, itl_target_ms: targets for the 95th percentile of the time to the first token and between tokens,
             in milliseconds; steps are then as large as the targets allow. None: no target.
+        graph_mode: how graphs in prompts are read: "spans", each part cached for itself, whatever the order; "sequential",
+            as text; "auto": spans if the model was trained so.
     """
 
     dtype: str = "auto"
@@ -57,6 +60,7 @@ class EngineOptions:
     max_wait: float = 10.0
     ttft_target_ms: float | None = None
     itl_target_ms: float | None = None
+    graph_mode: str = "auto"
     span_cache_dir: str | Path | None = None
     span_cache_size: int | str = "1G"
 
@@ -64,6 +68,7 @@ class EngineOptions:
         _choice("dtype", self.dtype, DTYPES)
         _choice("kv_cache_dtype", self.kv_cache_dtype, KV_DTYPES)
         _choice("block_size", self.block_size, BLOCK_SIZES)
+        _choice("graph_mode", self.graph_mode, GRAPH_MODES)
         _whole("max_num_seqs", self.max_num_seqs, 1, 65536)
         _whole("max_num_batched_tokens", self.max_num_batched_tokens, 1, 1 << 20)
         _whole("seed", self.seed, 0, (1 << 64) - 1)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from vglm.decode.graph_outputs import GraphOutput
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -64,7 +67,8 @@ class CompletionOutput:
     """One completion of a prompt.
 
     `logprobs[i]` has the sampled token of step i and the best tokens, by token id. `stop_reason` is the stop
-    string or the stop token id that ended it; None when end-of-text or the length did.
+    string or the stop token id that ended it; None when end-of-text or the length did. `graph` is what it says of the
+    request's graph, if there is one.
     """
 
     index: int
@@ -74,6 +78,7 @@ class CompletionOutput:
     logprobs: list[dict[int, Logprob]] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+    graph: GraphOutput | None = None
 
     @property
     def finished(self) -> bool:
@@ -108,6 +113,11 @@ class RequestOutput:
     def text(self) -> str:
         """Text of the first completion; empty before there is one."""
         return self.outputs[0].text if self.outputs else ""
+
+    @property
+    def graph(self) -> GraphOutput | None:
+        """What the first completion says of the graph; None when the request brought none."""
+        return self.outputs[0].graph if self.outputs else None
 
     def __repr__(self) -> str:
         return (
@@ -164,6 +174,19 @@ class ScoreOutput:
             f"ScoreOutput(request_id={self.request_id!r}, logprob={self.logprob:.4f}, "
             f"tokens={len(self.continuation_token_ids)}, is_greedy={self.is_greedy})"
         )
+
+
+@dataclass(slots=True)
+class CandidateScore:
+    """How probable one of many candidates is after a prompt.
+
+    `token_logprobs`: natural log of the probability of each of its tokens, the end token's last if it was asked for.
+    `logprob`: their sum, or their mean where scores are normalised by tokens.
+    """
+
+    text: str
+    logprob: float
+    token_logprobs: list[float]
 
 
 def _between(start: float | None, end: float | None) -> float | None:

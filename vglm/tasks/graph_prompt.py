@@ -14,7 +14,7 @@ once. In `sequential` mode the same text follows the words before it as ordinary
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import Lock
@@ -65,10 +65,10 @@ class GraphPrompts:
         self.card = card or GraphCard()
         self.mode = ("spans" if self.card.spans else "sequential") if mode == "auto" else mode
         self._tokenizer = tokenizer
-        self._counts = TokenCounts(tokenizer)
+        self.count_tokens = TokenCounts(tokenizer)
         self._layout = SpanLayout(block_size, max_tokens=max(block_size, self.card.span_tokens * 3 // 4))
         self._ids = lru_cache(REMEMBERED_TEXTS)(self._encode)
-        self._graphs: OrderedDict[tuple[str, int], tuple[SpanSpec, ...]] = OrderedDict()
+        self._graphs: OrderedDict[tuple[object, ...], tuple[SpanSpec, ...]] = OrderedDict()
         self._lock = Lock()
 
     def encode(
@@ -78,14 +78,18 @@ class GraphPrompts:
         after: Sequence[int],
         mode: GraphMode = "auto",
         text: str | None = None,
+        shared_names: Collection[str] | None = None,
     ) -> GraphPrompt:
-        """A prompt of the tokens `before`, the graph, and the tokens `after`; `text` is what the user asked."""
+        """A prompt of the tokens `before`, the graph, and the tokens `after`; `text` is what the user asked.
+
+        `shared_names`: names that other nodes have, too, in the graph of which this one is a part (see `Records`).
+        """
         if (self.mode if mode == "auto" else mode) == "sequential":
-            written = self._encode(sequential_text(graph)).tolist()
+            written = self._encode(sequential_text(graph, shared_names=shared_names)).tolist()
             return GraphPrompt(
                 text, [*before, *written, *after], mode="sequential", num_graph_tokens=len(written)
             )
-        spans = self._node_spans(graph, len(before))
+        spans = self._node_spans(graph, len(before), shared_names)
         prefix = SpanSpec(np.array(before, np.int32), 0)
         tokens = sum(len(spec.tokens) for spec in spans)
         return GraphPrompt(
@@ -96,18 +100,20 @@ class GraphPrompts:
             num_graph_tokens=tokens,
         )
 
-    def spans(self, graph: Graph) -> list[SpanText]:
+    def spans(self, graph: Graph, shared_names: Collection[str] | None = None) -> list[SpanText]:
         """The graph's spans as text."""
-        return node_spans(graph, self._counts, self._layout)
+        return node_spans(graph, self.count_tokens, self._layout, shared_names=shared_names)
 
-    def _node_spans(self, graph: Graph, start: int) -> tuple[SpanSpec, ...]:
+    def _node_spans(
+        self, graph: Graph, start: int, shared_names: Collection[str] | None
+    ) -> tuple[SpanSpec, ...]:
         """The graph's spans when the words before it are span 0 and end at `start`; those of recent graphs are kept."""
-        key = graph.fingerprint, start
+        key = graph.fingerprint, start, None if shared_names is None else frozenset(shared_names)
         with self._lock:
             if (known := self._graphs.get(key)) is not None:
                 self._graphs.move_to_end(key)
                 return known
-        specs = self._make_specs(self.spans(graph), start)
+        specs = self._make_specs(self.spans(graph, shared_names), start)
         with self._lock:
             self._graphs[key] = specs
             if len(self._graphs) > REMEMBERED_GRAPHS:

@@ -1,0 +1,182 @@
+"""Questions about graphs: which part of a graph a question reads, in what form, and what may answer it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from vglm.decode.graph_outputs import GraphOutput
+from vglm.decode.grounded import Grounded, GroundedDecoder, Grounding, compile_grounding
+from vglm.engine.request import Request
+from vglm.engine.request import Sequence as EngineSequence
+from vglm.errors import RequestError
+from vglm.graph.graph import Graph
+from vglm.graph.linking import linker
+from vglm.graph.retrieval import Retrieved, retrieve
+from vglm.model.tokenizer import Tokenizer
+from vglm.prompts import encode_prompts
+from vglm.tasks.graph_output import graph_output
+from vglm.tasks.graph_prompt import GraphMode, GraphPrompt, GraphPrompts, parse_graph_mode
+
+if TYPE_CHECKING:
+    from vglm.model.chat import ChatFormat
+    from vglm.model.config import ModelConfig
+
+Constraint = str | Mapping[str, Any] | Grounding
+LINK_UP_TO = 100_000  # nodes: in a larger graph that a request brings, evidence is not looked for unasked
+
+
+@dataclass(frozen=True, slots=True)
+class GraphQuery:
+    """A part of a graph, chosen for each question: see `vglm.graph.retrieval.retrieve`."""
+
+    graph: Graph
+    entities: tuple[str, ...] | None = None
+    hops: int = 2
+    budget: int = 1024
+    method: str = "auto"
+
+
+GraphSource = Graph | GraphQuery
+
+
+@dataclass(slots=True)
+class Asked:
+    """A question ready for the engine, and what its answer means.
+
+    `decoder` is the constraint of its sequences, None for free text.
+    """
+
+    prompt: GraphPrompt
+    graph: Graph
+    question: str
+    retrieved: Retrieved | None
+    decoder: GroundedDecoder | None
+
+    def output(self, request: Request, sequence: EngineSequence, text: str) -> GraphOutput:
+        """What one sequence of the finished request says."""
+        grounded = None
+        if self.decoder is not None and sequence.finish_reason != "abort":
+            grounded = self._read(sequence, text)
+        entities = self._entities(grounded is not None)
+        return graph_output(self.graph, self.prompt, request, grounded, self.retrieved, entities)
+
+    def _read(self, sequence: EngineSequence, text: str) -> Grounded:
+        assert self.decoder is not None
+        try:
+            return self.decoder.read(text)
+        except RequestError:  # cut within a character, or by a stop string: what was sampled is of the form
+            stop = sequence.request.stop_ids
+            return self.decoder.read([token for token in sequence.output_token_ids if token not in stop])
+
+    def _entities(self, wanted: bool) -> tuple[str, ...]:
+        """Ids of the entities that the question names."""
+        if self.retrieved is not None:
+            mentions = self.retrieved.entities
+        elif wanted and self.graph.num_nodes <= LINK_UP_TO:
+            mentions = tuple(linker(self.graph).link(self.question))
+        else:
+            mentions = ()
+        return tuple(dict.fromkeys(entity.id for mention in mentions for entity in mention.entities[:1]))
+
+
+class Asking:
+    """Asks one model; safe to share between threads."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, config: ModelConfig, prompts: GraphPrompts, chat: ChatFormat | None
+    ) -> None:
+        self.prompts = prompts
+        self._tokenizer = tokenizer
+        self._config = config
+        self._chat = chat
+
+    @cached_property
+    def _heading(self) -> list[int]:
+        return self._tokenizer.encode(self.prompts.card.heading)
+
+    def complete(
+        self, prompt: Any, source: GraphSource, constraint: Constraint | None = None, mode: str = "auto"
+    ) -> Asked:
+        """A prompt (text or token ids) that follows its graph. Raises RequestError or GraphError."""
+        encoded = encode_prompts(prompt, self._tokenizer, add_special=False)
+        if len(encoded) != 1 or encoded[0].embeds is not None:
+            raise RequestError("a prompt with a graph is one text or a list of token ids", "prompt")
+        text = encoded[0].text
+        after = (
+            self._tokenizer.encode("\n" + text, add_special=False)
+            if text is not None
+            else encoded[0].token_ids
+        )
+        question = text if text is not None else self._tokenizer.decode(after)
+        return self._ask(source, question, self._heading, after, constraint, mode)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        source: GraphSource,
+        constraint: Constraint | None = None,
+        mode: str = "auto",
+        **options: Any,
+    ) -> Asked:
+        """A conversation whose last message of the user follows the graph; `options` are `ChatFormat.encode`'s."""
+        if self._chat is None:
+            raise RequestError(
+                "the model has no chat template; give a prompt of your own instead", "messages"
+            )
+        before, after = self._chat.encode_around(messages, **options)
+        question = next(str(m["content"]) for m in reversed(messages) if m.get("role") == "user")
+        words = self._tokenizer.encode(self.prompts.card.heading, add_special=False)
+        between = self._tokenizer.encode("\n", add_special=False)
+        return self._ask(source, question, [*before, *words], [*between, *after], constraint, mode)
+
+    def _ask(
+        self,
+        source: GraphSource,
+        question: str,
+        before: list[int],
+        after: list[int],
+        constraint: Constraint | None,
+        mode: str,
+    ) -> Asked:
+        wanted: GraphMode = parse_graph_mode(mode)
+        retrieved = None
+        graph = source if isinstance(source, Graph) else None
+        if isinstance(source, GraphQuery):
+            retrieved = self.retrieve(source, question)
+            graph = retrieved.graph
+        if graph is None:
+            raise RequestError(f"graph must be a Graph or a GraphQuery; got {type(source).__name__}", "graph")
+        decoder = None if constraint is None else self.compile(constraint, graph)
+        shared = None if retrieved is None else retrieved.shared_names
+        prompt = self.prompts.encode(graph, before, after, wanted, question, shared)
+        return Asked(prompt, graph, question, retrieved, decoder)
+
+    def retrieve(self, query: GraphQuery, question: str) -> Retrieved:
+        """The part of a stored graph that a question is about. Raises GraphError."""
+        return retrieve(
+            query.graph,
+            question,
+            entities=query.entities,
+            hops=query.hops,
+            budget=query.budget,
+            count_tokens=self.prompts.count_tokens,
+            method=query.method,  # type: ignore[arg-type]  # checked there
+        )
+
+    def compile(self, constraint: Constraint, graph: Graph) -> GroundedDecoder:
+        """A constraint for answers over a graph. Raises RequestError (param `constraint`)."""
+        return compile_grounding(
+            constraint, graph, self._tokenizer, self._config.vocab_size, self._config.eos_token_ids
+        )
+
+
+def one_each(name: str, given: Any, count: int) -> list[Any]:
+    """One value for all prompts, or a list of one for each. Raises RequestError that names the parameter."""
+    if not isinstance(given, list | tuple):
+        return [given] * count
+    if len(given) != count:
+        raise RequestError(f"{count} prompts but {len(given)} of {name}; give one for all, or one each", name)
+    return list(given)
