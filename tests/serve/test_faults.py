@@ -155,20 +155,63 @@ def test_ten_thousand_silent_connections_are_closed_and_others_are_served(
     assert complete(server) == expected
 
 
+LARGE_STEP = {"prompt": [[7 + i] * 8000 for i in range(8)], "max_tokens": 1}  # one of 64,000 tokens
+
+
+@contextlib.contextmanager
+def memory_is_out(server: ServerProcess) -> Iterator[None]:
+    """The server gets no more than another megabyte."""
+    pid = server.process.pid
+    used = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * 4096
+    unlimited = resource.prlimit(pid, resource.RLIMIT_AS)
+    resource.prlimit(pid, resource.RLIMIT_AS, (used + (1 << 20), unlimited[1]))
+    yield
+    resource.prlimit(pid, resource.RLIMIT_AS, unlimited)
+
+
 def test_memory_that_cannot_be_had_fails_one_request_and_no_later_one(expected: str) -> None:
     with ServerProcess("--max-num-batched-tokens", "65536") as server:
         assert complete(server) == expected
-        pid = server.process.pid
-        used = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * 4096
-        unlimited = resource.prlimit(pid, resource.RLIMIT_AS)
-        resource.prlimit(pid, resource.RLIMIT_AS, (used + (1 << 20), unlimited[1]))
-        body = {"prompt": [[7 + i] * 8000 for i in range(8)], "max_tokens": 1}  # one step of 64,000 tokens
-        failed = httpx.post(f"{server.url}/v1/completions", json=body, timeout=PATIENCE)
-        resource.prlimit(pid, resource.RLIMIT_AS, unlimited)
+        with memory_is_out(server):
+            failed = httpx.post(f"{server.url}/v1/completions", json=LARGE_STEP, timeout=PATIENCE)
         assert failed.status_code >= 500, "the limit was too wide for this test to mean anything"
         assert failed.json()["error"]["message"]
         assert complete(server) == expected
         assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/responses"])
+def test_a_stream_in_a_step_that_fails_ends_with_an_error(expected: str, path: str) -> None:
+    body: dict[str, Any] = {"stream": True, "ignore_eos": True, "temperature": 0}
+    if path == "/v1/responses":
+        body |= {"input": "Once upon a time", "max_output_tokens": 3000}
+    else:
+        body |= {"prompt": "Once", "messages": [{"role": "user", "content": "Once"}], "max_tokens": 3000}
+    with (
+        ServerProcess("--max-num-batched-tokens", "65536") as server,
+        httpx.stream("POST", f"{server.url}{path}", json=body, timeout=PATIENCE) as answer,
+    ):
+        lines = answer.iter_lines()
+        seen = [next(lines) for _ in range(12)]
+        with memory_is_out(server):
+            failed = httpx.post(f"{server.url}/v1/completions", json=LARGE_STEP, timeout=PATIENCE)
+        assert failed.status_code >= 500, "the limit was too wide for this test to mean anything"
+        seen += list(lines)
+        events = [json.loads(line[6:]) for line in seen if line.startswith("data: {")]
+        if path == "/v1/responses":
+            kinds = [event["type"] for event in events]
+            assert kinds[-4:] == [
+                *("response.output_text.done", "response.content_part.done", "response.output_item.done"),
+                "response.failed",
+            ]
+            response = events[-1]["response"]
+            assert response["error"]["message"].startswith("the request failed: ")
+            assert [item["status"] for item in response["output"]] == ["incomplete"]
+            assert [event["sequence_number"] for event in events] == list(range(len(events)))
+        else:
+            assert events[-1]["error"]["message"].startswith("the request failed: ")
+            assert [line for line in seen if line][-1] == "data: [DONE]"
+        assert complete(server) == expected
 
 
 def test_a_full_disk_under_the_log_stops_nothing(expected: str) -> None:

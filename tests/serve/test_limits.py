@@ -8,6 +8,7 @@ import random
 import socket
 import threading
 import time
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import httpx
@@ -20,6 +21,7 @@ from tests.serve.asgi_server import HANG, Running, echo, parse_answer, read_all,
 from vglm.serve.json_depth import nested_deeper_than
 from vglm.serve.limits import BodyLimits, RequestTimeout
 from vglm.serve.protocol import ConnectionLimits
+from vglm.serve.sse import EventStream
 
 KB, MB, GB = 1 << 10, 1 << 20, 1 << 30
 POST = b"POST /v1 HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
@@ -340,6 +342,60 @@ def test_a_stream_that_nobody_reads_ends_too(monkeypatch: pytest.MonkeyPatch) ->
         wait_until(lambda: not server.connections)
         assert not server.server.server_state.tasks
         sock.close()
+
+
+def test_the_time_for_the_body_counts() -> None:
+    app = Slow(HANG)
+    with running(RequestTimeout(BodyLimits(app, timeout=HANG), 2.0)) as server:
+        sock = server.connect(POST + b"content-length: 4\r\n\r\ntr")
+        time.sleep(1.5)
+        sock.sendall(b"ue")
+        begun = time.monotonic()
+        status, _, body = read_answer(sock)
+        waited = time.monotonic() - begun
+        sock.close()
+        assert status == 504
+        assert json.loads(body)["error"]["code"] == "request_timeout"
+        assert waited < 2.0, "the time began with the body's end"
+        assert app.cancelled.wait(HANG)
+
+
+def test_a_body_that_takes_all_the_time_there_is() -> None:
+    limits = BodyLimits(echo, timeout=HANG)
+    with running(RequestTimeout(limits, 0.3)) as server:
+        for framing in (b"content-length: 100\r\n\r\nabc", b"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n"):
+            sock = server.connect(POST + framing)
+            status, body = parse_answer(read_all(sock).removesuffix(b"<reset>"))
+            sock.close()
+            assert status == 408
+            assert body["error"]["code"] == "request_timeout"
+        wait_until(lambda: not server.connections)
+        assert limits.held_bytes == 0
+        assert httpx.post(server.url, content=b"true").status_code == 200
+
+
+def test_a_stream_may_say_itself_how_it_ends() -> None:
+    async def endless() -> AsyncGenerator[bytes, None]:
+        while True:
+            yield b"event: beat\ndata: {}\n\n"
+            await asyncio.sleep(0.02)
+
+    calls: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        stream = EventStream(
+            endless(),
+            lambda: calls.append("cancel"),
+            lambda: calls.append("close"),
+            lambda error: b"event: failed\ndata: %d\n\n" % error.status,
+        )
+        await stream(scope, receive, send)
+
+    with running(RequestTimeout(app, 0.3)) as server:
+        text = httpx.get(server.url, timeout=HANG).text
+    assert text.startswith("event: beat\n")
+    assert text.endswith("data: {}\n\nevent: failed\ndata: 504\n\n")
+    assert calls == ["cancel", "close"]
 
 
 def test_a_timeout_of_somebody_else_stays_what_it_is() -> None:

@@ -66,15 +66,15 @@ def create_app(serving: Serving) -> FastAPI:
 def surrounded(app: FastAPI, serving: Serving) -> ASGIApp:
     """The application as the server runs it: with limits, keys and the access log around it, from the inside out."""
     options = serving.options
-    inner: ASGIApp = app
-    if options.request_timeout is not None:
-        inner = RequestTimeout(inner, options.request_timeout)
+    inner: ASGIApp
     inner = bodies = BodyLimits(
-        inner,
+        app,
         max_bytes=options.max_body_bytes,
         timeout=options.body_timeout,
         max_depth=options.max_json_depth,
     )
+    if options.request_timeout is not None:
+        inner = RequestTimeout(inner, options.request_timeout)
     if options.api_keys or options.api_key_file is not None:
         open_paths = OPEN_PATHS | {"/metrics"} if options.metrics_open else OPEN_PATHS
         inner = Authentication(inner, ApiKeys(options.api_keys, options.api_key_file), open_paths)

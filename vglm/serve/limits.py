@@ -10,10 +10,11 @@ import logging
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vglm.serve.errors import error_body
+from vglm.serve.errors import ApiError
 from vglm.serve.json_depth import nested_deeper_than
 from vglm.serve.protocol import abort_connection
 from vglm.serve.refusal import refuse, refuse_body
+from vglm.serve.sse import error_event_of
 
 log = logging.getLogger("vglm.serve.limits")
 
@@ -55,21 +56,22 @@ class BodyLimits:
             return
         body = _Body(self)
         try:
-            async with asyncio.timeout(self.timeout):
-                refusal = await body.read(receive)
-        except TimeoutError:
-            refusal = (
-                408,
-                f"the body did not arrive within {self.timeout:g} s; send it faster",
-                "body_timeout",
-            )
-        try:
+            refusal = await self._read(body, receive)
             if refusal is not None:
                 await refuse_body(receive, send, *refusal)
             elif body.complete:
                 await self._pass_on(scope, body, receive, send)
         finally:
             self.held_bytes -= body.size
+
+    async def _read(self, body: _Body, receive: Receive) -> tuple[int, str, str] | None:
+        """Read a body; returns the refusal when it passes a limit."""
+        try:
+            async with asyncio.timeout(self.timeout):
+                return await body.read(receive)
+        except TimeoutError:
+            reason = f"the body did not arrive within {self.timeout:g} s; send it faster"
+            return 408, reason, "body_timeout"
 
     async def _pass_on(self, scope: Scope, body: _Body, receive: Receive, send: Send) -> None:
         content = body.take()
@@ -152,7 +154,11 @@ def _declared_length(scope: Scope) -> int | None:
 
 
 class RequestTimeout:
-    """Ends requests that take too long: 504, or an error event when events have been sent already."""
+    """Ends requests that take too long, from the end of their head to the end of their answer.
+
+    The client gets 408 when its body is what takes so long, 504 when the answer has not begun, and an error event in a
+    stream of events; any other answer that has begun is cut off.
+    """
 
     def __init__(self, app: ASGIApp, seconds: float) -> None:
         self.app = app
@@ -163,42 +169,56 @@ class RequestTimeout:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        answer = _Answer(send)
+        scope.setdefault("state", {})
+        exchange = _Exchange(scope, receive, send)
         try:
             async with asyncio.timeout(self.seconds) as deadline:
-                await self.app(scope, receive, answer.send)
+                await self.app(scope, exchange.receive, exchange.send)
         except TimeoutError:
             if not deadline.expired():
                 raise  # somebody else's
-            await self._tell(scope, answer)
+            await self._tell(scope, exchange)
 
-    async def _tell(self, scope: Scope, answer: _Answer) -> None:
-        message = (
-            f"the request took more than {self.seconds:g} s and was ended; ask for less, or try again later"
+    async def _tell(self, scope: Scope, exchange: _Exchange) -> None:
+        if not (exchange.received or exchange.started):
+            reason = f"the request did not arrive within {self.seconds:g} s; send it faster"
+            await refuse_body(exchange.receive, exchange.send, 408, reason, "request_timeout")
+            return
+        error = ApiError(
+            504,
+            f"the request took more than {self.seconds:g} s and was ended; ask for less, or try again later",
+            code="request_timeout",
         )
         try:
             async with asyncio.timeout(SLOW_CLIENT_SECONDS):
-                if not answer.started:
-                    await refuse(answer.send, 504, message, "request_timeout", [(b"connection", b"close")])
-                elif answer.is_event_stream and not answer.complete:
-                    event = (
-                        b"data: " + error_body(504, message, code="request_timeout") + b"\n\ndata: [DONE]\n\n"
-                    )
-                    await answer.send({"type": "http.response.body", "body": event, "more_body": False})
+                if not exchange.started:
+                    close = [(b"connection", b"close")]
+                    await refuse(exchange.send, error.status, error.message, error.code, close)
+                elif exchange.is_event_stream and not exchange.complete:
+                    event = error_event_of(scope)(error)
+                    await exchange.send({"type": "http.response.body", "body": event, "more_body": False})
         except TimeoutError:
             log.info("a client that reads nothing has timed out")
-        if not answer.complete:
+        if not exchange.complete:
             abort_connection(scope)
 
 
-class _Answer:
-    """What has been sent of an answer."""
+class _Exchange:
+    """How far a request has been received, and its answer sent."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.received = _declared_length(scope) == 0
         self.started = False
         self.complete = False
         self.is_event_stream = False
+        self._receive = receive
         self._send = send
+
+    async def receive(self) -> Message:
+        """Receive a message and remember whether it was the last of the body (ASGI)."""
+        message = await self._receive()
+        self.received = self.received or not message.get("more_body", False)
+        return message
 
     async def send(self, message: Message) -> None:
         """Send a message and remember it (ASGI)."""

@@ -21,7 +21,7 @@ class ServeOptions:
         max_connections: open connections.
         max_body_bytes, max_header_bytes, max_json_depth: limits of a request.
         header_timeout, body_timeout: seconds in which a request's head and body must arrive.
-        request_timeout: seconds that a request may take in all; None: no limit.
+        request_timeout: seconds from the end of a request's head to the end of its answer; None: no limit.
         drain_timeout: seconds that requests in flight get to finish after SIGTERM.
         cors_origins: origins that browsers may call from; none by default.
         coalesce: merge the increments of a stream that are ready at the same time into one message.

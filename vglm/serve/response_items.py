@@ -36,6 +36,12 @@ class OutputItems:
         self._close(events, "completed" if complete else "incomplete")
         return events
 
+    def cut_short(self) -> list[Event]:
+        """Close the last item where it is, if there is one: the answer ends before its end."""
+        events: list[Event] = []
+        self._close(events, "incomplete")
+        return events
+
     def _add_text(self, text: str, events: list[Event]) -> None:
         if not (self._open and self.items[-1]["type"] == "message"):
             self._begin_message(events)

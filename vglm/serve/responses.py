@@ -134,10 +134,12 @@ class _Response:
         yield self._numbered({"type": f"response.{self._state['status']}", "response": self.snapshot()})
 
     def error_event(self, error: ApiError) -> bytes:
-        """The last event of a response that fails on the way."""
+        """The last events of a response that fails on the way."""
+        told = self._output.cut_short()
         self._state["status"] = "failed"
         self._state["error"] = {"code": "server_error", "message": error.message}
-        return self._numbered({"type": "response.failed", "response": self.snapshot()})
+        told.append({"type": "response.failed", "response": self.snapshot()})
+        return b"".join(map(self._numbered, told))
 
     def _numbered(self, told: Event) -> bytes:
         told["sequence_number"] = self._sequence_number

@@ -24,7 +24,7 @@ from vglm.serve.engine_thread import EngineThread
 from vglm.serve.errors import ApiError, params_named
 from vglm.serve.options import ServeOptions
 from vglm.serve.schemas.common import SamplingFields
-from vglm.serve.sse import EventStream, cancelled_on_disconnect
+from vglm.serve.sse import ErrorEvent, EventStream, cancelled_on_disconnect
 from vglm.serve.streams import AbortedError, ClientGoneError, Increment, Stream, TextHook
 from vglm.serve.structured import structured_outputs
 
@@ -133,8 +133,8 @@ class Serving:
                     own,
                     kind=kind,
                     target_token_ids=targets[i] if targets else (),
-                    embeds=prompt.embeds,
                     on_token=hook,
+                    **prompt.options(),
                     **options,
                 )
             except RequestError as error:
@@ -225,7 +225,7 @@ class Serving:
         http: HttpRequest,
         stream: Stream,
         events: AsyncGenerator[bytes, None],
-        error_event: Callable[[ApiError], bytes] | None = None,
+        error_event: ErrorEvent | None = None,
     ) -> EventStream:
         """Run a stream and answer with the events that are made of it."""
         close = self.submit(http, stream)

@@ -21,6 +21,8 @@ from vglm.serve.errors import ApiError, as_api_error, error_body
 log = logging.getLogger("vglm.serve")
 
 DONE = b"data: [DONE]\n\n"
+ErrorEvent = Callable[[ApiError], bytes]
+_STATE = "error_event"  # where the state of a request has its stream's ErrorEvent
 
 
 def event(data: Any, name: str | None = None) -> bytes:
@@ -43,7 +45,7 @@ class EventStream(Response):
         events: AsyncGenerator[bytes, None],
         cancel: Callable[[], None],
         close: Callable[[], None],
-        error_event: Callable[[ApiError], bytes] | None = None,
+        error_event: ErrorEvent | None = None,
     ) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
@@ -54,6 +56,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events (ASGI)."""
+        scope.setdefault("state", {})[_STATE] = self._error_event
         try:
             async with cancelled_on_disconnect(receive, self._cancel):
                 start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
@@ -75,6 +78,12 @@ class EventStream(Response):
             yield self._error_event(as_api_error(error))
         finally:
             await self._events.aclose()
+
+
+def error_event_of(scope: Scope) -> ErrorEvent:
+    """What ends the stream that answers a request, for those around the application who have to end it."""
+    found: ErrorEvent = scope.get("state", {}).get(_STATE, _error_event)
+    return found
 
 
 def _error_event(error: ApiError) -> bytes:
