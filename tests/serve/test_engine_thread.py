@@ -14,6 +14,7 @@ from engine_helpers import generate, greedy, make_engine, model_of, prompt
 from vglm.decode.detokenizer import Detokenizer
 from vglm.decode.sampling_params import SamplingParams
 from vglm.engine.core import EngineCore
+from vglm.engine.metrics import EngineStats
 from vglm.errors import VGLMError
 from vglm.serve import engine_thread
 from vglm.serve.engine_thread import EngineDeadError, EngineThread
@@ -329,3 +330,19 @@ def test_a_call_returns_what_its_function_does_and_raises_what_it_raises() -> No
             assert thread.alive
 
     run(test)
+
+
+def test_a_snapshot_that_fails_is_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's thread may change a dictionary under whoever reads it."""
+    engine = make_engine()
+    failures = [KeyError("gone"), RuntimeError("dictionary changed size during iteration")]
+    stats = engine.stats
+
+    def fails_at_first() -> EngineStats:
+        if failures:
+            raise failures.pop()
+        return stats()
+
+    monkeypatch.setattr(engine, "stats", fails_at_first)
+    assert EngineThread(engine).stats() == stats()
+    assert not failures
