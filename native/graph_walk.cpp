@@ -186,14 +186,15 @@ Walked push_pagerank(const GraphArrays& graph, std::span<const int32_t> seeds, s
   struct State {
     double score, rest;  // settled, and still to be passed on
     int32_t hops;
-    bool queued;
+    bool queued, listed;
   };
   NodeNumbers numbers;
   std::vector<State> states;
+  int64_t passed_over = 0;  // at each node once, however often it is passed through
   std::vector<int32_t> queue;  // numbers; first in, first out
   auto receive = [&](int32_t node, double amount, int32_t hops) {
     const int32_t number = numbers.number(node);
-    if ((size_t)number == states.size()) states.push_back({0.0, 0.0, hops, false});
+    if ((size_t)number == states.size()) states.push_back({0.0, 0.0, hops, false, false});
     State& state = states[(size_t)number];
     state.rest += amount;
     state.hops = std::min(state.hops, hops);
@@ -211,12 +212,15 @@ Walked push_pagerank(const GraphArrays& graph, std::span<const int32_t> seeds, s
     const State state = states[(size_t)number];
     const bool last = max_hops >= 0 && state.hops >= max_hops;
     static const std::vector<Neighbor> none;
+    const int64_t before = lister.passed_over();
     const std::vector<Neighbor>& around = last ? none : lister.list(node);
-    states[(size_t)number] = {state.score + (around.empty() ? state.rest : restart * state.rest), 0.0, state.hops, false};
+    if (!state.listed) passed_over += lister.passed_over() - before;
+    const double kept = around.empty() ? state.rest : restart * state.rest;
+    states[(size_t)number] = {state.score + kept, 0.0, state.hops, false, state.listed || !last};
     const double each = around.empty() ? 0.0 : (1.0 - restart) * state.rest / (double)around.size();
     for (const Neighbor& to : around) receive(to.node, each, state.hops + 1);
   }
-  Walked walked{{}, lister.work(), lister.passed_over(), next == queue.size()};
+  Walked walked{{}, lister.work(), passed_over, next == queue.size()};
   walked.nodes.reserve(states.size());
   for (size_t i = 0; i < states.size(); i++)
     walked.nodes.push_back({numbers.nodes()[i], states[i].hops, states[i].score + restart * states[i].rest});

@@ -34,7 +34,8 @@ void require(bool holds, const std::string& what) {
 }
 
 void require_in_range(std::span<const int32_t> values, int64_t end, const std::string& what) {
-  for (int32_t value : values) require(value >= 0 && value < end, what + " is out of range");
+  for (int32_t value : values)
+    if (value < 0 || value >= end) throw std::invalid_argument("GraphWalk: " + what + " is out of range");
 }
 
 template <class T>

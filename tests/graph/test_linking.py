@@ -110,6 +110,19 @@ def test_which_of_several_namesakes() -> None:
     assert (len(mention.entities), mention.total) == (1, 3)
 
 
+@pytest.mark.parametrize("misspelt", ["brast", "breastt", "braest", "berast", "bresst", "rbeast", "Breasts"])
+def test_every_kind_of_slip(misspelt: str) -> None:
+    graph = named("breast cancer", "blood cancer", "beast", "cancer", "lung cancer", "rest")
+    assert [name for _, name, _ in found(f"What of {misspelt} cancer?", graph)] == ["n00000"]
+
+
+def test_short_words_are_not_taken_for_others() -> None:
+    graph = named("mouse", "fall", "mole", "PLAT", "smell", "pimple", "trial")
+    assert found("A house in the tall hole, a plan for all, small and simple", graph) == []
+    assert found("the molse and a trail", graph) == [("trail", "n00006", "fuzzy")]  # two letters swapped
+    assert found("moles", graph) == [("moles", "n00002", "fuzzy")]  # inflected
+
+
 def test_without_fuzzy_names_stand_as_they_are() -> None:
     assert found("Marfan syndrom and tall stature", fuzzy=False) == [("tall stature", "p2", "exact")]
 

@@ -112,13 +112,13 @@ def test_edits_of_a_larger_graph() -> None:
 
 
 def test_a_vocabulary_that_doubles() -> None:
-    """The number of lists of trigrams follows the number of words."""
+    """The number of lists of features follows the number of words."""
     data = large(2_000)
     old = Graph.from_dict(data)
     data["nodes"][7]["aliases"] = [f"strange{i}word" for i in range(6_000)]
     new = Graph.from_dict(data)
     index = follow(old, new)
-    assert len(index.gram_starts) > len(NameIndex.build(old).gram_starts)
+    assert len(index.feature_starts) > len(NameIndex.build(old).feature_starts)
     assert same(index, NameIndex.build(new))
     assert same(follow(new, old), NameIndex.build(old))
 

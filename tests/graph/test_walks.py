@@ -206,6 +206,8 @@ def test_a_hub_is_bounded(hub: Graph) -> None:
     assert len(near.nodes) == 99  # the hub, and as many of each relation; two places went to its self-loop
     assert near.complete
     assert near.passed_over == 100_002 - 100
+    passed = walks(hub).pagerank(seed, np.ones(1), max_hops=4, degree_cap=100).passed_over
+    assert passed == 100_002 - 100  # once, however often a walk comes through the hub
     ranked = walks(hub).pagerank(np.array([center], np.int32), np.ones(1))
     assert len(ranked.nodes) == 1_023  # a seed of very many edges still has neighbours
     (path, _), *_ = walks(hub).shortest_paths(hub.index_of("098000"), hub.index_of("000500"), 4, 1).paths
@@ -223,14 +225,12 @@ def test_edges_of_a_hub_are_found_by_search(hub: Graph) -> None:
     assert ("hub", "r", "098999") in triples
 
 
-def test_work_is_bounded(hub: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vglm.graph.walks.MAX_WORK", 50)
+def test_work_is_bounded(hub: Graph) -> None:
     seed = np.array([hub.index_of("000000")], np.int32)
-    assert not walks(hub).neighborhood(seed, 9, 10**9, degree_cap=30).complete
-    assert not walks(hub).pagerank(seed, np.ones(1), epsilon=1e-12, degree_cap=30).complete
-    monkeypatch.setattr("vglm.graph.walks.MAX_WORK", 1)
+    assert not walks(hub).neighborhood(seed, 9, 10**9, degree_cap=30, max_work=50).complete
+    assert not walks(hub).pagerank(seed, np.ones(1), epsilon=1e-12, degree_cap=30, max_work=50).complete
     far = hub.index_of("098000")
-    assert not walks(hub).shortest_paths(int(seed[0]), far, 9, degree_cap=30).complete
+    assert not walks(hub).shortest_paths(int(seed[0]), far, 9, degree_cap=30, max_work=1).complete
 
 
 def test_nodes_are_bounded(hub: Graph) -> None:

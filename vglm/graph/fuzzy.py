@@ -1,6 +1,6 @@
 """Names that a question spells otherwise: misspelt, inflected, in another order, or not whole.
 
-Every step is bounded, whatever the graph: a word has few similar words, which come from its rarest trigrams, and
+Every step is bounded, whatever the graph: a word has few similar words, which share its rarest features, and
 few names are compared, those that share most of their rare words with the question.
 """
 
@@ -13,15 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vglm.graph.name_index import KEY_WORDS, SHORTEST_FUZZY, NameIndex, trigrams
-from vglm.graph.words import FUNCTION_WORDS, Word, similarity
+from vglm.graph.name_index import KEY_WORDS, SHORTEST_FUZZY, NameIndex, word_features
+from vglm.graph.words import FUNCTION_WORDS, INFLECTED, Word, similarity
 
 SIMILAR = 0.74  # least similarity of two words that may be one misspelt
 COVERED = 0.7  # least share of a name, by rarity of its words, that a question must have
+_LONG_ENOUGH = 6  # letters of a word that may be misspelt where no other word of the name stands beside it
 MAX_WORDS = 256  # of a question; the others are found only as they stand
 _LONGEST_FUZZY = 32  # letters
-_POSTINGS_OF_WORD = 800  # trigram postings looked at for one word
-_COMPARED_WORDS = 6
+_POSTINGS_OF_WORD = 800  # words looked at for one word
+_COMPARED_WORDS = 8
 _POSTINGS_OF_QUESTION = 20_000
 _COMPARED_NAMES = 64
 _ANCHORS = 4  # places of a name's rarest word that are tried
@@ -79,17 +80,23 @@ class FuzzyNames:
         if not SHORTEST_FUZZY <= len(text) <= _LONGEST_FUZZY or text.isdigit():
             return ()
         index = self._index
-        grams = trigrams(text, len(index.gram_starts) - 1)
-        ranges = sorted((int(index.gram_starts[g + 1] - index.gram_starts[g]), g) for g in grams)
+        says = word_features(text, len(index.feature_starts) - 1)
         lists: list[npt.NDArray[np.int32]] = []
+        weights: list[int] = []
         left = _POSTINGS_OF_WORD
-        for size, gram in ranges:  # the rarest first: they say most
-            if size and size <= left:
-                left -= size
-                lists.append(index.gram_words[index.gram_starts[gram] : index.gram_starts[gram + 1]])
+        sizes = {f: int(index.feature_starts[f + 1] - index.feature_starts[f]) for f in says}
+        for feature in sorted(
+            says, key=lambda feature: (sizes[feature], feature)
+        ):  # the rarest first: they say most
+            if 0 < sizes[feature] <= left:
+                left -= sizes[feature]
+                start = index.feature_starts[feature]
+                lists.append(index.feature_words[start : start + sizes[feature]])
+                weights.append(says[feature])
         if not lists:
             return ()
-        numbers, shared = np.unique(np.concatenate(lists), return_counts=True)
+        numbers, where = np.unique(np.concatenate(lists), return_inverse=True)
+        shared = np.bincount(where, np.repeat(weights, list(map(len, lists))))
         best = np.lexsort((numbers, -shared))[:_COMPARED_WORDS]
         compared = ((number, similarity(text, index.vocabulary[number])) for number in numbers[best].tolist())
         alike = [(number, value) for number, value in compared if SIMILAR <= value < 1]
@@ -131,11 +138,20 @@ class FuzzyNames:
                 best = match
         return best
 
+    def _stands_alone(self, spoken: str, number: int, alike: float) -> bool:
+        """Whether one word, with no other beside it, is a misspelling: most short words are a letter from another."""
+        meant = self._index.vocabulary[number]
+        if alike >= INFLECTED:
+            return True
+        swapped = len(spoken) >= 5 and sorted(spoken) == sorted(meant)
+        long = max(len(spoken), len(meant)) >= _LONG_ENOUGH
+        return swapped or (long and spoken[0] == meant[0])
+
     def _score_around(
         self, entry: int, own: list[int], anchor: int, places: Places, alike: Alike, words: Sequence[Word]
     ) -> FuzzyMatch | None:
         weights, reach, sentence = self._index.weights, len(own) + 1, words[anchor].sentence
-        used: dict[int, None] = {}
+        used: dict[int, int] = {}  # place -> word of the name
         total = covered = 0.0
         for number in own:
             weight = float(weights[number])
@@ -145,11 +161,15 @@ class FuzzyNames:
             free = [place for place in near if place not in used and words[place].sentence == sentence]
             if free:
                 best = max(free, key=lambda p: (alike[number, p], -abs(p - anchor), -p))
-                used[best] = None
+                used[best] = number
                 covered += weight * alike[number, best]
         positions = sorted(used)
         if covered < COVERED * total or 2 * len(used) < len(own):
             return None
+        if len(used) == 1:
+            ((place, number),) = used.items()
+            if not self._stands_alone(words[place].text, number, alike[number, place]):
+                return None
         between = range(positions[0], positions[-1] + 1)
         strange = sum(1 for p in between if p not in used and words[p].text not in FUNCTION_WORDS)
         ordered = list(used) == positions

@@ -1,4 +1,4 @@
-"""An index of the names in a graph: by exact words, by single words, and by the trigrams of words.
+"""An index of the names in a graph: by exact words, by single words, and by what similar words share.
 
 It is a set of arrays, so that a million names are indexed in seconds and load from disk at once. An **entry** is
 one name or alias of one node; words are folded (see `words`) and numbered in sorted order.
@@ -24,6 +24,8 @@ KEY_WORDS = 32  # of a longer name only the first ones are looked up; the rest i
 SHORTEST_FUZZY = 4  # letters of a word that may be misspelt
 _LONGEST_FUZZY = 64
 _BASE = 0x9E3779B97F4A7C15
+_BASE_INVERSE = np.uint64(pow(_BASE, -1, 1 << 64))
+_DELETE_SAYS = 3  # how many trigrams a word with one letter less is worth
 _SEPARATOR = "\x00"
 Longs = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
@@ -38,8 +40,9 @@ class NameIndex:
     are ordered by node where keys are equal, and of which a node has one for each key.
     The entries that have word w, ascending: `word_entries[word_starts[w]:word_starts[w + 1]]`. `weights`
     float32[V] is each word's rarity, ln(1 + E / entries with it), `entry_weights` float32[E] the sum over an entry's
-    distinct words. `word_hashes` uint64[V] ascending, of the words `hashed_words`. The words with a trigram:
-    `gram_words[gram_starts[g]:gram_starts[g + 1]]`. `symbols` has names without letters: text -> nodes.
+    distinct words. `word_hashes` uint64[V] ascending, of the words `hashed_words`. The words with a feature (see
+    `word_features`): `feature_words[feature_starts[f]:feature_starts[f + 1]]`. `symbols` has names without letters:
+    text -> nodes.
     """
 
     vocabulary: StringTable
@@ -55,8 +58,8 @@ class NameIndex:
     entry_weights: npt.NDArray[np.float32]
     word_hashes: Hashes
     hashed_words: Ints
-    gram_starts: Longs
-    gram_words: Ints
+    feature_starts: Longs
+    feature_words: Ints
     symbols: dict[str, list[int]]
 
     @classmethod
@@ -72,7 +75,7 @@ class NameIndex:
         uses = np.diff(word_starts)
         weights = rarity(len(names), uses)
         by_hash = np.argsort(hashes, kind="stable").astype(np.int32)
-        gram_starts, gram_words = gram_lists(vocabulary)
+        feature_starts, feature_words = feature_lists(vocabulary)
         return cls(
             vocabulary=table,
             entry_nodes=nodes,
@@ -87,8 +90,8 @@ class NameIndex:
             entry_weights=sum_weights(weights, uses, word_entries, len(names)),
             word_hashes=hashes[by_hash],
             hashed_words=by_hash,
-            gram_starts=gram_starts,
-            gram_words=gram_words,
+            feature_starts=feature_starts,
+            feature_words=feature_words,
             symbols=symbols_of(names, nodes, np.flatnonzero(starts[1:] == starts[:-1]).tolist()),
         )
 
@@ -144,14 +147,22 @@ class NameIndex:
 def hash_words(texts: Sequence[str]) -> tuple[Hashes, Hashes]:
     """For each word a polynomial hash over its characters, and the power by which one before it is multiplied."""
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+    terms, starts = _hash_terms(texts, lengths)
+    sums = np.concatenate((np.zeros(1, np.uint64), np.add.accumulate(terms)))
+    return sums[starts + lengths] - sums[starts], _powers(lengths)[lengths]
+
+
+def _hash_terms(texts: Sequence[str], lengths: Longs) -> tuple[Hashes, Longs]:
+    """What each character adds to the hash of its word, and where words begin."""
     codes, starts = _code_points(texts, lengths)
+    from_end = np.repeat(lengths, lengths) - 1 - (np.arange(len(codes)) - np.repeat(starts, lengths))
+    return (codes.astype(np.uint64) + np.uint64(1)) * _powers(lengths)[from_end], starts
+
+
+def _powers(lengths: Longs) -> Hashes:
     powers = np.full(int(lengths.max(initial=0)) + 1, _BASE, np.uint64)
     powers[0] = 1
-    powers = np.multiply.accumulate(powers)
-    from_end = np.repeat(lengths, lengths) - 1 - (np.arange(len(codes)) - np.repeat(starts, lengths))
-    terms = (codes.astype(np.uint64) + np.uint64(1)) * powers[from_end]
-    sums = np.concatenate((np.zeros(1, np.uint64), np.add.accumulate(terms)))
-    return sums[starts + lengths] - sums[starts], powers[lengths]
+    return np.multiply.accumulate(powers)
 
 
 def mixed(hashes: Hashes) -> Hashes:
@@ -161,10 +172,17 @@ def mixed(hashes: Hashes) -> Hashes:
     return hashes ^ (hashes >> np.uint64(31))
 
 
-def trigrams(text: str, num_lists: int) -> list[int]:
-    """The numbers of a word's trigrams, with a mark at its begin and its end."""
-    codes = np.frombuffer(f"\x02{text}\x03".encode("utf-32-le"), np.uint32)
-    return sorted(set(_gram_numbers(codes, num_lists).tolist()))
+def word_features(text: str, num_lists: int) -> dict[int, int]:
+    """What a word shares with similar ones: the lists of its features, with how much each says.
+
+    A feature is one of the word's trigrams, with marks at begin and end, or the word without one letter or as it is
+    (Garbe's symmetric deletes): words that differ in one letter, or in two that are swapped, share one of those.
+    """
+    lengths = np.array([len(text)])
+    deletes, _ = _deletes([text], lengths, np.zeros(1, np.int64))
+    found = dict.fromkeys(_list_numbers(deletes, num_lists).tolist(), _DELETE_SAYS)
+    grams = _trigrams(np.frombuffer(f"\x02{text}\x03".encode("utf-32-le"), np.uint32))
+    return found | dict.fromkeys(_list_numbers(grams, num_lists).tolist(), 1)
 
 
 # ---- the parts of an index
@@ -266,15 +284,15 @@ def distinct(values: Longs) -> Longs:
     return values[np.append(True, values[1:] != values[:-1])] if len(values) else values
 
 
-def gram_lists(vocabulary: list[str]) -> tuple[Longs, Ints]:
-    """The words with each trigram, by hash: about as many lists as there are words."""
-    num_lists = num_gram_lists(len(fuzzy_words(vocabulary)))
-    grams, rows = gram_pairs(vocabulary, num_lists)
-    grams, found = np.divmod(distinct(grams * (len(vocabulary) + 1) + rows), len(vocabulary) + 1)
-    return np.searchsorted(grams, np.arange(num_lists + 1)), found.astype(np.int32)
+def feature_lists(vocabulary: list[str]) -> tuple[Longs, Ints]:
+    """The words with each feature, by hash: about as many lists as there are words."""
+    num_lists = num_feature_lists(len(fuzzy_words(vocabulary)))
+    features, rows = feature_pairs(vocabulary, num_lists)
+    features, found = np.divmod(distinct(features * (len(vocabulary) + 1) + rows), len(vocabulary) + 1)
+    return np.searchsorted(features, np.arange(num_lists + 1)), found.astype(np.int32)
 
 
-def num_gram_lists(num_words: int) -> int:
+def num_feature_lists(num_words: int) -> int:
     """A power of two."""
     return 1 << max(12, min(num_words, 1 << 21).bit_length())
 
@@ -284,24 +302,42 @@ def fuzzy_words(vocabulary: list[str]) -> list[int]:
     return [i for i, word in enumerate(vocabulary) if SHORTEST_FUZZY <= len(word) <= _LONGEST_FUZZY]
 
 
-def gram_pairs(vocabulary: list[str], num_lists: int) -> tuple[Longs, Longs]:
-    """Trigrams and the positions of their words."""
+def feature_pairs(vocabulary: list[str], num_lists: int) -> tuple[Longs, Longs]:
+    """The lists of features and the positions of their words."""
     chosen = fuzzy_words(vocabulary)
-    marked = [f"\x02{vocabulary[i]}\x03" for i in chosen]
-    lengths = np.fromiter(map(len, marked), np.int64, len(marked))
-    codes, starts = _code_points(marked, lengths)
+    places = np.array(chosen, np.int64)
+    lengths = np.fromiter((len(vocabulary[i]) for i in chosen), np.int64, len(chosen))
+    deletes, rows = _deletes([vocabulary[i] for i in chosen], lengths, places)
+    codes, starts = _code_points([f"\x02{vocabulary[i]}\x03" for i in chosen], lengths + 2)
     inside = np.ones(max(len(codes) - 2, 0), bool)  # not across two words
-    inside[(starts + lengths - 2)[:-1]] = inside[(starts + lengths - 1)[:-1]] = False
-    rows = np.repeat(np.array(chosen, np.int64), lengths)[: len(inside)][inside]
-    return _gram_numbers(codes, num_lists)[inside], rows
+    inside[(starts + lengths)[:-1]] = inside[(starts + lengths + 1)[:-1]] = False
+    gram_rows = np.repeat(places, lengths + 2)[: len(inside)][inside]
+    features = np.concatenate((_trigrams(codes)[inside], deletes))
+    return _list_numbers(features, num_lists), np.concatenate((gram_rows, rows))
 
 
-def _gram_numbers(codes: npt.NDArray[np.uint32], num_lists: int) -> Longs:
+def _deletes(texts: Sequence[str], lengths: Longs, places: Longs) -> tuple[Hashes, Longs]:
+    """Hashes of words without each of their letters, and of the words themselves, with the words' places."""
+    terms, starts = _hash_terms(texts, lengths)
+    sums = np.concatenate((np.zeros(1, np.uint64), np.add.accumulate(terms)))
+    own = np.repeat(np.arange(len(lengths)), lengths)
+    begins, ends = starts[own], (starts + lengths)[own]
+    here = np.arange(len(terms))
+    before, after = sums[here] - sums[begins], sums[ends] - sums[here + 1]
+    whole = sums[starts + lengths] - sums[starts]
+    return np.concatenate((before * _BASE_INVERSE + after, whole)), np.concatenate((places[own], places))
+
+
+def _trigrams(codes: npt.NDArray[np.uint32]) -> Hashes:
     wide = codes.astype(np.uint64)
     if len(wide) < 3:
-        return np.zeros(0, np.int64)
-    grams = (wide[:-2] << np.uint64(42)) ^ (wide[1:-1] << np.uint64(21)) ^ wide[2:]
-    return (mixed(grams) & np.uint64(num_lists - 1)).astype(np.int64)
+        return np.zeros(0, np.uint64)
+    grams: Hashes = (wide[:-2] << np.uint64(42)) ^ (wide[1:-1] << np.uint64(21)) ^ wide[2:]
+    return grams
+
+
+def _list_numbers(features: Hashes, num_lists: int) -> Longs:
+    return (mixed(features) & np.uint64(num_lists - 1)).astype(np.int64)
 
 
 def _code_points(texts: Sequence[str], lengths: Longs) -> tuple[npt.NDArray[np.uint32], Longs]:

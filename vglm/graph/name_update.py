@@ -69,7 +69,7 @@ class _Update:
         uses = np.diff(word_starts)
         weights = fresh.rarity(len(lengths), uses)
         keys, key_entries = self._keys()
-        gram_starts, gram_words = self._grams()
+        feature_starts, feature_words = self._features()
         new_hashes = self._hashes[self._is_new]
         order = np.argsort(new_hashes, kind="stable")
         alive = self._words.numbers[old.hashed_words] >= 0
@@ -89,8 +89,8 @@ class _Update:
             entry_weights=fresh.sum_weights(weights, uses, word_entries, len(lengths)),
             word_hashes=np.insert(old.word_hashes[alive], at, new_hashes[order]),
             hashed_words=np.insert(hashed, at, self._come_words[self._is_new][order]),
-            gram_starts=gram_starts,
-            gram_words=gram_words,
+            feature_starts=feature_starts,
+            feature_words=feature_words,
             symbols=self._symbols(),
         )
 
@@ -174,20 +174,20 @@ class _Update:
         places = np.array(at, np.int64)
         return np.insert(keys, places, own[order]), np.insert(entries, places, self._entries.come[order])
 
-    def _grams(self) -> tuple[Longs, Ints]:
+    def _features(self) -> tuple[Longs, Ints]:
         old = self._old
-        num_lists = len(old.gram_starts) - 1
+        num_lists = len(old.feature_starts) - 1
         eligible = np.zeros(len(old.vocabulary), np.bool_)
-        eligible[old.gram_words] = True
+        eligible[old.feature_words] = True
         come = [self._vocabulary[i] for i in np.flatnonzero(self._is_new).tolist()]
         total = int((eligible & (self._words.numbers >= 0)).sum()) + len(fresh.fuzzy_words(come))
-        if fresh.num_gram_lists(total) != num_lists:
-            return fresh.gram_lists(list(self._table()))
+        if fresh.num_feature_lists(total) != num_lists:
+            return fresh.feature_lists(list(self._table()))
         count = len(self._words.numbers) + len(self._vocabulary) + 1
-        words = self._words.numbers[old.gram_words]
-        lists = np.repeat(np.arange(num_lists), np.diff(old.gram_starts))[words >= 0]
+        words = self._words.numbers[old.feature_words]
+        lists = np.repeat(np.arange(num_lists), np.diff(old.feature_starts))[words >= 0]
         pairs = lists * count + words[words >= 0]
-        grams, rows = fresh.gram_pairs(come, num_lists)
+        grams, rows = fresh.feature_pairs(come, num_lists)
         added = fresh.distinct(grams * count + self._words.come[rows])
         lists, words = np.divmod(np.insert(pairs, np.searchsorted(pairs, added), added), count)
         return np.searchsorted(lists, np.arange(num_lists + 1)), words.astype(np.int32)

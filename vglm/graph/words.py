@@ -33,6 +33,7 @@ _PART = re.compile(
     f"(?P<possessive>{_POSSESSIVE.pattern})|{_UNSPACED_CHARACTER.pattern}[\u3099\u309a]*"
     f"|(?:(?!{_POSSESSIVE.pattern}|{_UNSPACED_CHARACTER.pattern})\\S)+"
 )
+INFLECTED = 0.9  # least similarity of a word and an inflected form of it
 _SENTENCE_END = ".!?;:\u3002\uff01\uff1f"
 # Endings that inflection exchanges, in the languages that most names are in; "-" is no ending.
 _ENDINGS = """
@@ -122,7 +123,7 @@ def similarity(one: str, other: str) -> float:
     if prefix >= 3:
         for back in range(3):  # "thrombosis", "thromboses": the ending begins before the words differ
             if frozenset((one[prefix - back :], other[prefix - back :])) in _INFLECTIONS:
-                return max(0.9, alike)
+                return max(INFLECTED, alike)
     return alike
 
 
