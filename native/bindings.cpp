@@ -200,12 +200,33 @@ void set_masks(std::vector<SamplingArgs>& args, const std::optional<Masks>& mask
   }
 }
 
+// Rows of kind kScores report on the tokens ids[start[i]] to ids[start[i + 1]]; returns float32 [ids], or None without any.
+nb::object set_scores(std::vector<SamplingArgs>& args, const Kinds& kind, const std::optional<Ints>& start,
+                      const std::optional<Ints>& ids, int32_t vocab) {
+  require(start.has_value() == ids.has_value(), "score_start and score_ids come together");
+  for (size_t i = 0; i < args.size(); i++) require(kind.data()[i] != kScores || start.has_value(), "score_ids are missing");
+  if (!start) return nb::none();
+  const int64_t total = ragged(*start, (int64_t)args.size(), (int64_t)ids->shape(0), "score_start is not a ragged index of score_ids");
+  for (int64_t i = 0; i < total; i++) require(ids->data()[i] >= 0 && ids->data()[i] < vocab, "token to score out of range");
+  float* scores;
+  nb::object array = nb::cast(new_array<float>({(size_t)total}, &scores));
+  for (size_t i = 0; i < args.size(); i++) {
+    const int32_t first = start->data()[i], n = start->data()[i + 1] - first;
+    require((kind.data()[i] == kScores) == (n > 0), "rows that score have tokens to score, and no others do");
+    args[i].scored_tokens = ids->data() + first;
+    args[i].scores = scores + first;
+    args[i].num_scored = n;
+  }
+  return array;
+}
+
 nb::tuple forward(PyModel& self, KVCache& kv, Ints tokens, Ints positions, Ints query_start, Ints table_start, Ints table_block,
                   Ints table_valid, Ints output_rows, Kinds kind, Ints target, Ints num_logprobs, Floats temperature, Floats top_p,
                   Ints top_k, Floats min_p, Floats repetition, Floats presence, Floats frequency, Seeds seed, Ints index,
                   Ints bias_start, Ints bias_id, Floats bias_value, Ints history_start, Ints history, Ints history_prompt,
                   std::optional<Ints> embed_rows, std::optional<Matrix> embeds, std::optional<Masks> allowed_masks,
-                  std::optional<Ints> mask_rows, nb::object before_sampling) {
+                  std::optional<Ints> mask_rows, nb::object before_sampling, std::optional<Ints> score_start,
+                  std::optional<Ints> score_ids) {
   const ModelSpec& spec = self.model().spec();
   Batch b = read_batch(tokens, positions, query_start, table_start, table_block, table_valid, output_rows, embed_rows, embeds, spec);
   const size_t r = (size_t)b.outputs;
@@ -249,6 +270,7 @@ nb::tuple forward(PyModel& self, KVCache& kv, Ints tokens, Ints positions, Ints 
     hidden |= kind.data()[i] == kHidden;
   }
   set_masks(args, allowed_masks, mask_rows, spec.vocab);
+  nb::object scores_array = set_scores(args, kind, score_start, score_ids, spec.vocab);
   int32_t *ids, *ranks, *top_ids = nullptr;
   float *logprobs, *top_logprobs = nullptr, *states = nullptr;
   nb::object ids_array = nb::cast(new_array<int32_t>({r}, &ids)), logprobs_array = nb::cast(new_array<float>({r}, &logprobs));
@@ -281,7 +303,7 @@ nb::tuple forward(PyModel& self, KVCache& kv, Ints tokens, Ints positions, Ints 
     logprobs[i] = results[i].logprob;
     ranks[i] = results[i].rank;
   }
-  return nb::make_tuple(ids_array, logprobs_array, ranks_array, top_ids_array, top_logprobs_array, hidden_array);
+  return nb::make_tuple(ids_array, logprobs_array, ranks_array, top_ids_array, top_logprobs_array, hidden_array, scores_array);
 }
 
 nb::object logits(PyModel& self, KVCache& kv, Ints tokens, Ints positions, Ints query_start, Ints table_start, Ints table_block,
@@ -357,7 +379,7 @@ NB_MODULE(_native, m) {
            "min_p"_a, "repetition_penalty"_a, "presence_penalty"_a, "frequency_penalty"_a, "seed"_a, "index"_a, "bias_start"_a,
            "bias_id"_a, "bias_value"_a, "history_start"_a, "history"_a, "history_prompt"_a, "embed_rows"_a.none() = nb::none(),
            "embeds"_a.none() = nb::none(), "allowed_masks"_a.noconvert().none() = nb::none(), "mask_rows"_a.none() = nb::none(),
-           "before_sampling"_a.none() = nb::none())
+           "before_sampling"_a.none() = nb::none(), "score_start"_a.none() = nb::none(), "score_ids"_a.none() = nb::none())
       .def("logits", &logits, "kv"_a, "token_ids"_a, "positions"_a, "query_start"_a, "table_start"_a, "table_block"_a,
            "table_valid"_a, "output_rows"_a, "embed_rows"_a.none() = nb::none(), "embeds"_a.none() = nb::none());
 

@@ -24,6 +24,19 @@ void clear_values(uint8_t* tile, const KVLayout& l, int valid) {
   if (l.int8) memset(tile + 2 * l.plane_bytes() + (kTokenTile + valid) * 4, 0, (size_t)(kTokenTile - valid) * 4);
 }
 
+// Leading tiles that two sequences have in common and that neither writes to in this step.
+int common_tiles(const PageTile* tiles, const SequenceView& a, const SequenceView& b) {
+  const int before_rows = std::min(a.length - (a.row1 - a.row0), b.length - (b.row1 - b.row0));
+  const int most = std::min(a.tile1 - a.tile0, b.tile1 - b.tile0);
+  int n = 0;
+  while (n < most) {
+    const PageTile &x = tiles[a.tile0 + n], &y = tiles[b.tile0 + n];
+    if (x.block != y.block || x.tile != y.tile || x.valid != y.valid || x.begin + x.valid > before_rows) break;
+    n++;
+  }
+  return n;
+}
+
 }  // namespace
 
 int64_t Workspace::bytes() const {
@@ -66,7 +79,7 @@ void Pass::check() const {
   for (int i = 0; i < batch_.outputs; i++)
     if (batch_.output_rows[i] < 0 || batch_.output_rows[i] >= batch_.rows) refuse("output row out of range");
   for (int i = 0; i < batch_.outputs && batch_.kinds; i++)
-    if (batch_.kinds[i] > kHidden || (batch_.kinds[i] == kHidden && !batch_.hidden)) refuse("output kind");
+    if (batch_.kinds[i] > kScores || (batch_.kinds[i] == kHidden && !batch_.hidden)) refuse("output kind");
   for (int i = 0; i < batch_.embeds; i++)
     if (batch_.embed_rows[i] < 0 || batch_.embed_rows[i] >= batch_.rows) refuse("embedding row out of range");
 }
@@ -77,6 +90,7 @@ void Pass::build_tiles() {
   plan.sequences.clear();
   work_.row_sequence.resize((size_t)batch_.rows);
   work_.row_limit.resize((size_t)batch_.rows);
+  work_.shared_tiles.resize((size_t)batch_.sequences);
   for (int s = 0; s < batch_.sequences; s++) {
     SequenceView v{batch_.query_start[s], batch_.query_start[s + 1], (int32_t)plan.tiles.size(), 0, 0};
     for (int e = batch_.table_start[s]; e < batch_.table_start[s + 1]; e++)
@@ -86,6 +100,7 @@ void Pass::build_tiles() {
         v.length += here;
       }
     v.tile1 = (int32_t)plan.tiles.size();
+    work_.shared_tiles[(size_t)s] = s ? common_tiles(plan.tiles.data(), plan.sequences.back(), v) : 0;
     for (int r = v.row0; r < v.row1; r++) {
       work_.row_sequence[(size_t)r] = s;
       work_.row_limit[(size_t)r] = v.length - (v.row1 - r) + 1;

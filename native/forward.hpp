@@ -63,6 +63,7 @@ struct Workspace {
   std::vector<RowLists> lists;            // by thread, as the two below
   std::vector<Buffer<uint8_t>> chunks;    // a thread's copy of a chunk of K and V
   std::vector<int32_t> row_sequence, row_limit;
+  std::vector<int32_t> shared_tiles;      // of each sequence: leading tiles that it has in common with the one before it
   AttentionPlan plan;
   int64_t bytes() const;
 };
@@ -92,6 +93,7 @@ class Pass {
   void attend_rows(int layer, int thread, int row0, int row1);
   void attend_item(int layer, int head0, int head1, const AttentionItem& item, int thread);
   void attend_segment(int layer, int head0, int head1, int sequence, int row0, int row1, int thread);
+  void attend_bundle(int layer, int thread, int row0, int row1, int shared);
   void attend_few(int layer, int kv_head, int sequence, int row0, int row1, int thread, const KVTile* after);
   RowLists& list_rows(int kv_head, const AttentionItem& item, int chunk, int thread);
   void merge_partials(int row0, int row1);

@@ -25,11 +25,69 @@ Partial Pass::partial_slot(int kv_head, int64_t slot) const {
 }
 
 void Pass::attend_rows(int layer, int thread, int row0, int row1) {
+  const int most = kStateRows / group_;
   for (int r = row0; r < row1;) {
-    const int s = work_.row_sequence[(size_t)r];
-    const int end = std::min(row1, work_.plan.sequences[(size_t)s].row1);
-    attend_segment(layer, 0, spec_.kv_heads, s, r, end, thread);
+    int s = work_.row_sequence[(size_t)r], shared = INT32_MAX;
+    int end = std::min(row1, work_.plan.sequences[(size_t)s].row1);
+    const int first = s;
+    while (end < row1 && work_.shared_tiles[(size_t)s + 1] > 0) {
+      const int more = std::min(row1, work_.plan.sequences[(size_t)s + 1].row1);
+      if (more - r > most) break;
+      shared = std::min(shared, work_.shared_tiles[(size_t)++s] / kTiles);
+      end = more;
+    }
+    if (s == first)
+      attend_segment(layer, 0, spec_.kv_heads, s, r, end, thread);
+    else
+      attend_bundle(layer, thread, r, end, shared);
     r = end;
+  }
+}
+
+// A few rows each of neighbouring sequences whose tables begin with the same tiles. Of the first `shared` chunks, which are
+// the same for all, each is read once; of the chunks after them, tiles that are those of the sequence before stay in place.
+void Pass::attend_bundle(int layer, int thread, int row0, int row1, int shared) {
+  const int d = spec_.head_dim, slots = d + 16, n = (row1 - row0) * group_;
+  float* state = work_.states[(size_t)thread].get();
+  float* fresh = state + (int64_t)std::max(kStateRows, group_) * slots;
+  auto at = [&](float* base, int i) { return Partial{base + (int64_t)i * slots + d, base + (int64_t)i * slots + d + 1, base + (int64_t)i * slots}; };
+  RowLists& lists = work_.lists[(size_t)thread];
+  uint8_t* scratch = work_.chunks[(size_t)thread].get();
+  for (int h = 0; h < spec_.kv_heads; h++) {
+    lists.clear();
+    for (int i = 0; i < n; i++) {
+      lists.add(q(row0 + i / group_, h * group_ + i % group_), work_.row_limit[(size_t)(row0 + i / group_)], at(fresh, i));
+      Partial p = at(state, i);
+      *p.max = -INFINITY;
+      *p.sum = 0.f;
+      memset(p.out, 0, (size_t)d * 4);
+    }
+    KVTile tiles[kTiles];
+    auto attend = [&](int s, int chunk, int first, int end, int kept) {
+      const int num_tiles = chunk_tiles(layer, h, work_.plan.sequences[(size_t)s], chunk, tiles);
+      while (first < end && lists.limits[(size_t)first] <= tiles[0].begin) first += group_;
+      if (first >= end) return false;
+      k_.attend(&lists.queries[(size_t)first], &lists.limits[(size_t)first], end - first, tiles, num_tiles, d, kv_.layout().int8,
+                spec_.attention_scale, &lists.out[(size_t)first], scratch, nullptr, kept);
+      for (int i = first; i < end; i++) k_.merge(at(state, i), lists.out[(size_t)i], d);
+      return true;
+    };
+    for (int c = 0; c < shared; c++) attend(work_.row_sequence[(size_t)row0], c, 0, n, 0);
+    int in_scratch = -1;  // the chunk, of the sequence before
+    for (int r = row0; r < row1;) {
+      const int s = work_.row_sequence[(size_t)r], end = std::min(row1, work_.plan.sequences[(size_t)s].row1);
+      for (int c = shared; c < AttentionPlan::chunks(work_.plan.sequences[(size_t)s]); c++) {
+        const int kept = c == in_scratch ? std::clamp(work_.shared_tiles[(size_t)s] - c * kTiles, 0, kTiles) : 0;
+        in_scratch = attend(s, c, (r - row0) * group_, (end - row0) * group_, kept) ? c : -1;
+      }
+      r = end;
+    }
+    for (int i = 0; i < n; i++) {
+      Partial p = at(state, i);
+      k_.divide(p.out, *p.sum, d);
+      memcpy(work_.attention.get() + (int64_t)(row0 + i / group_) * w_.layers[0].o.k + (h * group_ + i % group_) * d, p.out,
+             (size_t)d * 4);
+    }
   }
 }
 
@@ -70,7 +128,7 @@ void Pass::attend_few(int layer, int kv_head, int sequence, int row0, int row1, 
     const int next_tiles = c + 1 < chunks ? chunk_tiles(layer, kv_head, s, c + 1, tiles[(c + 1) & 1]) : 0;
     const KVTile* next = next_tiles ? tiles[(c + 1) & 1] : after;
     k_.attend(&lists.queries[(size_t)first], &lists.limits[(size_t)first], n - first, tiles[c & 1], num_tiles, d,
-              kv_.layout().int8, spec_.attention_scale, &lists.out[(size_t)first], work_.chunks[(size_t)thread].get(), next);
+              kv_.layout().int8, spec_.attention_scale, &lists.out[(size_t)first], work_.chunks[(size_t)thread].get(), next, 0);
     for (int i = first; i < n; i++) k_.merge(at(state, i), lists.out[(size_t)i], d);
     num_tiles = next_tiles;
   }
@@ -100,7 +158,7 @@ void Pass::attend_item(int layer, int head0, int head1, const AttentionItem& ite
     RowLists& lists = list_rows(h, item, c, thread);
     k_.attend(lists.queries.data(), lists.limits.data(), (int)lists.queries.size(), tiles[i & 1], num_tiles, spec_.head_dim,
               kv_.layout().int8, spec_.attention_scale, lists.out.data(), work_.chunks[(size_t)thread].get(),
-              next_tiles ? tiles[j & 1] : nullptr);
+              next_tiles ? tiles[j & 1] : nullptr, 0);
     num_tiles = next_tiles;
   }
 }

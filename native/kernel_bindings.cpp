@@ -158,7 +158,7 @@ double attention(const std::string& isa, Matrix q, Matrix k, Matrix v, Ints limi
     }
     for (int c = 0; c < num_tiles; c += per_chunk) {
       kernel.attend(pointers.data(), limit.data(), rows, &tiles[(size_t)c], std::min(per_chunk, num_tiles - c), d, int8, scale, fresh.data(),
-                    scratch.get(), nullptr);
+                    scratch.get(), nullptr, 0);
       for (int r = 0; r < rows; r++)
         if (limit.data()[r] > c * kTokenTile) kernel.merge(state[(size_t)r], fresh[(size_t)r], d);
     }

@@ -110,9 +110,10 @@ struct Kernels {
   void (*store_kv)(uint8_t* tile, int slot, const float* k, const float* v, int head_dim, bool int8);
   // For each of `rows` queries (bf16 [head_dim]) the partial softmax over the slots < limit[row] of the tiles.
   // `scratch`: attend_scratch_bytes(head_dim), aligned to 64. `next`: kChunk / kTokenTile tiles that will be asked for next
-  // and are worth fetching meanwhile, or null.
+  // and are worth fetching meanwhile, or null. `kept`: so many tiles at the front are those of the last call with this scratch,
+  // unchanged and seen by its rows.
   void (*attend)(const uint16_t* const* q, const int32_t* limit, int rows, const KVTile* tiles, int num_tiles, int head_dim,
-                 bool int8, float scale, const Partial* out, uint8_t* scratch, const KVTile* next);
+                 bool int8, float scale, const Partial* out, uint8_t* scratch, const KVTile* next, int kept);
   // into = into + from, the softmax-weighted sum of two parts of a row's context; then out /= sum.
   void (*merge)(const Partial& into, const Partial& from, int head_dim);
   void (*divide)(float* out, float sum, int head_dim);

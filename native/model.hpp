@@ -37,7 +37,7 @@ struct Weights {
   const float *cos = nullptr, *sin = nullptr;   // [max_position][rotary_dim / 2]
 };
 
-enum OutputKind : uint8_t { kSample = 0, kTarget = 1, kHidden = 2 };
+enum OutputKind : uint8_t { kSample = 0, kTarget = 1, kHidden = 2, kScores = 3 };
 
 // One step. Array sizes were checked by the bindings; contents are checked here before anything is written.
 struct Batch {

@@ -254,6 +254,7 @@ void fail(const SamplingArgs& a, int32_t token, SamplingResult& result) {
   result.rank = 0;
   std::fill_n(result.top_ids, a.num_logprobs, -1);
   std::fill_n(result.top_logprobs, a.num_logprobs, -kInf);
+  std::fill_n(a.scores, a.num_scored, -kInf);
 }
 
 }  // namespace
@@ -276,7 +277,7 @@ void SamplerScratch::reserve(int32_t vocab) {
 void sample_row(float* logits, int32_t vocab, const SamplingArgs& args, SamplerScratch& scratch, SamplingResult& result) {
   scratch.reserve(vocab);
   float* block_max = scratch.block_max.get();
-  bool report = args.need_logprob || args.num_logprobs > 0 || args.target >= 0;
+  bool report = args.need_logprob || args.num_logprobs > 0 || args.target >= 0 || args.num_scored > 0;
   bool change = args.target < 0 && modifies(args);
 
   if (!find_block_maxima(logits, vocab, block_max)) return fail(args, kTokenNotFinite, result);
@@ -288,6 +289,14 @@ void sample_row(float* logits, int32_t vocab, const SamplingArgs& args, SamplerS
   if (report) {
     log_total = (double)top + std::log(weigh(logits, vocab, top, kLog2E, scratch));
     if (args.num_logprobs > 0) report_top(logits, vocab, args.num_logprobs, log_total, scratch, result);
+  }
+  if (args.num_scored > 0) {
+    for (int32_t i = 0; i < args.num_scored; ++i)
+      args.scores[i] = (float)((double)logits[args.scored_tokens[i]] - log_total);
+    result.token = 0;
+    result.logprob = 0;
+    result.rank = 0;
+    return;
   }
   if (change) {
     if (report) raw = std::copy_n(logits, vocab, scratch.raw.get()) - vocab;

@@ -28,6 +28,9 @@ struct SamplingArgs {
   int32_t num_logprobs = 0;                // best tokens to report
   int32_t target = -1;                     // >= 0: sample nothing, report this token's log-probability and rank
   bool need_logprob = false;               // report the sampled token's
+  const int32_t* scored_tokens = nullptr;  // with some, nothing is sampled: their log-probabilities go to `scores`
+  float* scores = nullptr;                 // [num_scored]
+  int32_t num_scored = 0;
 };
 
 // Log-probabilities are those of the raw logits. Ranks count from 1; tokens of equal logits share one.

@@ -96,16 +96,22 @@ class Model:
         allowed_masks: _Mask | None = None,
         mask_rows: _Ints | None = None,
         before_sampling: Callable[[], object] | None = None,
-    ) -> tuple[_Ints, _Floats, _Ints, _Ints | None, _Floats | None, _Floats | None]:
+        score_start: _Ints | None = None,
+        score_ids: _Ints | None = None,
+    ) -> tuple[_Ints, _Floats, _Ints, _Ints | None, _Floats | None, _Floats | None, _Floats | None]:
         """One step, as vglm.engine.step.StepBatch describes it; the GIL is released.
 
         Output row r may sample only the tokens that row mask_rows[r] of allowed_masks [G, ceil(vocab / 32)] has
         bits for (bit t % 32 of word t // 32); -1 allows all. `before_sampling` is called once after the layers,
         when there are output rows: until it returns, the masks may be filled. What it raises ends the step.
 
+        An output row r of kind 3 samples nothing: it gives the log-probabilities of the tokens
+        score_ids[score_start[r]:score_start[r + 1]]; score_start is [R + 1].
+
         Returns for the R output rows: token ids [R] (-1: logits not finite, -2: every token banned), their
         log-probabilities [R] and ranks [R], the best tokens [R, n] and their log-probabilities [R, n] or
-        None, and hidden states [R, hidden] or None.
+        None, hidden states [R, hidden] or None, and log-probabilities of the scored tokens, as long as
+        score_ids, or None.
         """
     def logits(
         self,
@@ -299,8 +305,8 @@ class StringIndex:
         """The string of a group. Raises IndexError."""
     def find(self, text: bytes) -> int:
         """The group of a string, or -1."""
-    def items_without(self, excluded: bytes) -> _Ints:
-        """The items whose strings have none of these bytes, ascending."""
+    def items_without(self, excluded: bytes) -> _Ints | None:
+        """The items whose strings have none of these bytes, ascending; None: no string has any."""
 
 class NameList:
     """All names of an index, or those of some items (ascending)."""

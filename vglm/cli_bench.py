@@ -164,6 +164,39 @@ def accuracy(
     )
 
 
+@bench.command(
+    epilog="Examples:\n\nvglm bench candidates\n\n"
+    "vglm bench candidates --size 1000 --size 12000 --prompt-len 2000 --json candidates.json" + _QUIET
+)
+def candidates(
+    model: opt.BenchModel = _MODEL,
+    size: Annotated[
+        list[int] | None, typer.Option(min=1, help="Names to score; default: 100, 1000 and 5000.")
+    ] = None,
+    prompt_len: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 500,
+    alone: Annotated[int, typer.Option(min=0, help="Names of each list to score one by one as well.")] = 100,
+    repeats: Annotated[int, typer.Option(min=1, help="Of so many runs the fastest counts.")] = 3,
+    synthetic: Annotated[bool, typer.Option("--synthetic", help="Made-up names, not diseases.")] = False,
+    dtype: opt.Dtype = "auto",
+    kv_cache_dtype: opt.KVDtype = "auto",
+    threads: opt.Threads = None,
+    json_: opt.Json = None,
+) -> None:
+    """Candidates scored per second over the trie of their names, against one request for each."""
+    from vglm.bench.candidates import Candidates, run
+    from vglm.bench.report import check_writable
+
+    check_writable(json_)
+    work = Candidates(
+        sizes=tuple(size) if size else (100, 1000, 5000),
+        prompt_len=prompt_len,
+        alone=alone,
+        repeats=repeats,
+        synthetic=synthetic,
+    )
+    run(model, work, opt.given(dtype=dtype, kv_cache_dtype=kv_cache_dtype, threads=threads)).publish(json_)
+
+
 bench.command(epilog=cli_bench_serve.EPILOG)(cli_bench_serve.serve)
 
 
@@ -197,38 +230,3 @@ def stream(
         repeats=repeats,
     )
     run(model, work).publish(json_)
-
-
-@bench.command(
-    epilog="Examples:\n\nvglm bench retrieval\n\n"
-    "vglm bench retrieval --graph edges.sif.gz --node-table nodes.tsv --json retrieval.json" + _QUIET
-)
-def retrieval(
-    graph: Annotated[
-        Path | None, typer.Option(help="A graph file or folder; default: a made-up graph.")
-    ] = None,
-    node_table: Annotated[
-        Path | None, typer.Option(help="Names of the nodes of a file of triples: a table with id and name.")
-    ] = None,
-    nodes: Annotated[int, typer.Option(min=10, help="Nodes of the made-up graph.")] = 200_000,
-    edges: Annotated[int, typer.Option(min=10, help="Edges of the made-up graph.")] = 1_000_000,
-    questions: Annotated[int, typer.Option(min=1, help="Questions of each kind.")] = 200,
-    hops: Annotated[int, typer.Option(min=0, max=8, help="How far from the entities to look.")] = 2,
-    budget: Annotated[int, typer.Option(min=1, help="Tokens of the sub-graph.")] = 1024,
-    json_: opt.Json = None,
-) -> None:
-    """Sub-graphs for questions: the index, milliseconds per question by method, and what an edit costs."""
-    from vglm.bench.report import check_writable
-    from vglm.bench.retrieval import Retrieval, run
-
-    check_writable(json_)
-    work = Retrieval(
-        graph=graph,
-        node_table=node_table,
-        nodes=nodes,
-        edges=edges,
-        questions=questions,
-        hops=hops,
-        budget=budget,
-    )
-    run(work).publish(json_)

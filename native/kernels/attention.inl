@@ -186,7 +186,7 @@ static void widen_tiles(TileView* tiles, int n, int head_dim, uint8_t* scratch) 
 }
 
 static void attend(const uint16_t* const* q, const int32_t* limit, int rows, const KVTile* tiles, int num_tiles, int head_dim,
-                   bool int8, float scale, const Partial* out, uint8_t* scratch, const KVTile* next) {
+                   bool int8, float scale, const Partial* out, uint8_t* scratch, const KVTile* next, int) {
   TileView views[kTilesInChunk];
   view_tiles(tiles, num_tiles, head_dim, int8, views);
   num_tiles = visible_tiles(views, num_tiles, limit, rows);

@@ -20,8 +20,8 @@ struct ChunkScratch {
 };
 
 template <bool Int8>
-static void gather_chunk(const TileView* tiles, int n, int head_dim, const ChunkScratch& c) {
-  for (int t = 0; t < n; t++) {
+static void gather_chunk(const TileView* tiles, int kept, int n, int head_dim, const ChunkScratch& c) {
+  for (int t = kept; t < n; t++) {
     uint8_t* k = (uint8_t*)(c.k + (int64_t)t * kTokenTile * c.depth);
     for (int i = 0; i < head_dim / 2; i++) {
       if constexpr (Int8)
@@ -112,15 +112,15 @@ static void attend_block(const uint16_t* const* q, const int32_t* limit, int row
 }
 
 static void attend(const uint16_t* const* q, const int32_t* limit, int rows, const KVTile* tiles, int num_tiles, int head_dim,
-                   bool int8, float scale, const Partial* out, uint8_t* memory, const KVTile* next) {
+                   bool int8, float scale, const Partial* out, uint8_t* memory, const KVTile* next, int kept) {
   TileView views[kTilesInChunk];
   view_tiles(tiles, num_tiles, head_dim, int8, views);
   num_tiles = visible_tiles(views, num_tiles, limit, rows);
   const ChunkScratch c(memory, head_dim);
   if (int8)
-    gather_chunk<true>(views, num_tiles, head_dim, c);
+    gather_chunk<true>(views, kept, num_tiles, head_dim, c);
   else
-    gather_chunk<false>(views, num_tiles, head_dim, c);
+    gather_chunk<false>(views, kept, num_tiles, head_dim, c);
   if (next && rows <= 32) {  // decode: the next chunk comes from memory while this one is computed
     const int64_t bytes = (int64_t)2 * kTokenTile * head_dim * (int8 ? 1 : 2);
     for (int t = 0; t < num_tiles; t++)

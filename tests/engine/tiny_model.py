@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vglm.engine.constraint import fill_masks
-from vglm.engine.step import RowKind, StepBatch, StepResult
+from vglm.engine.step import RowKind, SampleRows, StepBatch, StepResult
 
 Array = np.ndarray[Any, Any]
 
@@ -125,7 +125,9 @@ class TinyModel:
         fill_masks(rows.constraints, masks)
         tokens = np.array(
             [
-                int(rows.target[r]) if rows.kind[r] != RowKind.SAMPLE else sample(batch, r, logits[r], masks)
+                sample(batch, r, logits[r], masks)
+                if rows.kind[r] == RowKind.SAMPLE
+                else max(0, int(rows.target[r]))
                 for r in range(len(rows))
             ],
             np.int32,
@@ -139,7 +141,17 @@ class TinyModel:
             top.astype(np.int32),
             np.take_along_axis(logprobs, top, axis=-1).astype(np.float32),
             hidden.astype(np.float32),
+            None if rows.score_ids is None else scores(rows, logprobs),
         )
+
+
+def scores(rows: SampleRows, logprobs: Array) -> Array:
+    """What the rows that score several tokens say of them."""
+    assert rows.score_start is not None
+    each = np.repeat(np.arange(len(rows)), np.diff(rows.score_start))
+    assert (rows.kind[each] == RowKind.SCORES).all()
+    found: Array = logprobs[each, rows.score_ids].astype(np.float32)
+    return found
 
 
 def norm(x: Array) -> Array:

@@ -22,6 +22,7 @@ from vglm.engine.results import take_over
 from vglm.engine.scheduler import Scheduled, Scheduler, SchedulerConfig
 from vglm.engine.span_cache import Span, SpanCache, SpanKeys
 from vglm.engine.step import Executor, RowKind, StepBatch, StepBuilder, StepResult
+from vglm.engine.tree import make_tree
 from vglm.engine.waiting import parse_priority
 from vglm.errors import ConfigError, RequestError
 
@@ -47,6 +48,7 @@ class RequestOptions(TypedDict, total=False):
     kind: RequestKind
     priority: int | str
     target_token_ids: Seq[int]
+    candidates: Seq[Seq[int]]
     embeds: PromptEmbeds | None
     context: Seq[Span]
     first_position: int
@@ -122,6 +124,7 @@ class EngineCore:
         kind: RequestKind = RequestKind.GENERATE,
         priority: int | str = 0,
         target_token_ids: Seq[int] = (),
+        candidates: Seq[Seq[int]] = (),
         embeds: PromptEmbeds | None = None,
         context: Seq[Span] = (),
         first_position: int = 0,
@@ -152,6 +155,9 @@ class EngineCore:
             constraint=constraint,
             arrival_time=self.clock(),
         )
+        if kind is RequestKind.TREE:
+            room = self.config.max_model_len - first_position - len(request.prompt_token_ids)
+            request.tree = make_tree(candidates, self.config.vocab_size, room + 1)
         check_request(request, self.config, self.cache)
         make_sequences(request, self.config, self.cache)
         self.blocks.keys(request.sequences[0])  # here, so that the scheduler does not have to hash the prompt
@@ -322,6 +328,8 @@ class EngineCore:
         for request in self.requests.values():
             for sequence in request.sequences:
                 sequence.pages.remap(moves)
+            if request.tree is not None:
+                request.tree.remap(moves)
         self._changing = False
         return len(moves)
 
@@ -371,6 +379,8 @@ def _check_result(batch: StepBatch, result: StepResult) -> None:
     for values in (result.top_ids, result.top_logprobs) if num_top > 0 else ():
         if values is None or values.shape[0] != wanted or values.shape[1] < num_top:
             raise ValueError(f"the executor gave fewer than {num_top} best tokens")
+    if rows.score_ids is not None and (result.scores is None or len(result.scores) != len(rows.score_ids)):
+        raise ValueError("the executor gave no scores, or too few")
     if (rows.kind == RowKind.HIDDEN).any() and (result.hidden is None or len(result.hidden) != wanted):
         raise ValueError("the executor gave no hidden states")
 

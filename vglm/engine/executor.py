@@ -17,7 +17,9 @@ from vglm.model.layout import FloatArray, padded
 from vglm.model.packing import LM_HEAD, layer_specs, native_spec, padded_head_dim, rope_tables
 from vglm.model.weight_cache import PackedModel
 
-_Answers = tuple[IntArray, FloatArray, IntArray, IntArray | None, FloatArray | None, FloatArray | None]
+_Answers = tuple[
+    IntArray, FloatArray, IntArray, IntArray | None, FloatArray | None, FloatArray | None, FloatArray | None
+]
 _TYPES = ("int8", "bf16", "int4")
 
 
@@ -69,12 +71,13 @@ class NativeExecutor:
         self, batch: StepBatch, masks: MaskArray | None, before_sampling: Callable[[], None] | None
     ) -> _Answers:
         r = batch.sample_rows
+        scored = () if r.score_ids is None else (r.score_start, r.score_ids)
         return self.model.forward(
             self.kv, batch.token_ids, batch.positions, batch.query_start, batch.table_start, batch.table_block,
             batch.table_valid, batch.output_rows, r.kind, r.target, r.num_logprobs, r.temperature, r.top_p, r.top_k, r.min_p,
             r.repetition_penalty, r.presence_penalty, r.frequency_penalty, r.seed, r.index, r.bias_start, r.bias_id,
             r.bias_value, r.history_start, r.history, r.history_prompt, batch.embed_rows, batch.embeds,
-            masks, r.mask_row, before_sampling,
+            masks, r.mask_row, before_sampling, *scored,
         )  # fmt: skip
 
     def logits(self, batch: StepBatch) -> FloatArray:

@@ -17,6 +17,7 @@ from vglm.engine.span_cache import Span
 if TYPE_CHECKING:
     from vglm.decode.sampling_params import SamplingParams
     from vglm.engine.constraint import Constraint, ConstraintFactory
+    from vglm.engine.tree import Tree
 
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
@@ -33,6 +34,7 @@ class RequestKind(enum.Enum):
     ENCODE = "encode"  # the mean of the prompt's final hidden states
     SCORE = "score"  # log-probabilities of given continuation tokens
     SPAN = "span"  # the KV of its prompt as one span of the cache; no output
+    TREE = "tree"  # log-probabilities of many continuations
 
 
 class Status(enum.Enum):
@@ -233,6 +235,7 @@ class Request:
     first_position: int = 0
     on_token: TokenHook | None = None
     constraint: ConstraintFactory | None = None
+    tree: Tree | None = None  # TREE: the candidates, and their scores
     # derived from the parameters when the request is added
     stop_ids: frozenset[int] = frozenset()
     max_tokens: int = 0

@@ -27,6 +27,8 @@ def take_over(
     for sequence, num_tokens in scheduled:
         if sequence.num_computed < sequence.num_prompt_tokens:
             _count_prefill(engine, sequence, num_tokens, started)
+        elif sequence.request.tree is not None:
+            engine.metrics.prompt_tokens += num_tokens
         scheduler.commit(sequence, num_tokens)
         if sequence.index == 0 and sequence.request.forks and sequence.num_computed == sequence.num_tokens:
             scheduler.fork(sequence)
@@ -45,6 +47,8 @@ def take_over(
             _accept_token(engine, sequence, token_ids[segment.first_row], now)
         elif segment.of_output:
             _take_logprobs(segment, result)
+        elif segment.kind is RowKind.SCORES:
+            _take_scores(segment, batch, result)
         else:
             _take_prompt_rows(segment, result)
     for sequence, _ in scheduled:
@@ -209,6 +213,14 @@ def _take_prompt_rows(segment: Segment, result: StepResult) -> None:
     wanted = request.scores if request.kind is RequestKind.SCORE else request.prompt_logprobs
     for row in range(first, first + num_rows):
         wanted.append(_token_logprobs(result, row, request.num_prompt_logprobs))
+
+
+def _take_scores(segment: Segment, batch: StepBatch, result: StepResult) -> None:
+    """Log-probabilities of candidates' tokens."""
+    tree, start = segment.sequence.request.tree, batch.sample_rows.score_start
+    if tree is not None and start is not None and result.scores is not None:
+        end = segment.first_row + segment.num_rows
+        tree.take(result.scores[start[segment.first_row] : start[end]])
 
 
 def _complete(engine: EngineCore, sequence: Sequence) -> None:

@@ -14,6 +14,7 @@ from vglm.engine.block_manager import BlockManager
 from vglm.engine.in_flight import SpansInFlight
 from vglm.engine.request import RequestKind, Sequence, Status
 from vglm.engine.span_cache import Span
+from vglm.engine.tree import Tree
 from vglm.engine.waiting import MAX_PRIORITY, PRIORITY_CLASSES, WaitingQueue, class_name
 from vglm.errors import ConfigError
 
@@ -91,6 +92,9 @@ class Scheduler:
     or asked for by somebody who arrived, more than max_wait ago), the earliest first; then class decides, the
     waiting before running ones of a worse class.
 
+    **Trees** (see engine/tree.py) have a great many tokens to compute. While others want some, one gets no more than
+    half of what is left when its turn comes; what nobody wants it gets as well.
+
     **Parked sequences** lend their class to the one that computes their spans. They become overdue like
     others; from then on it counts as late and as started overdue, and after 2 * max_wait they wait for it no
     longer: the bound that WaitingQueue states holds for them with 2 * max_wait in the place of max_wait.
@@ -161,8 +165,9 @@ class Scheduler:
         for sequence, priority in prefilling.items():
             self._admit(plan, ahead_of=priority)
             if sequence in plan.tokens:
-                plan.give(sequence, plan.spare)
+                plan.give(sequence, plan.spare if _growing(sequence) is None else plan.spare // 2)
         self._admit(plan, ahead_of=MAX_PRIORITY + 1)
+        self._grow_trees(plan)
         return list(plan.tokens.items())
 
     def _keep_running(self, plan: _Plan) -> None:
@@ -170,13 +175,26 @@ class Scheduler:
         for sequence in tuple(self.running):
             if sequence.status is not Status.RUNNING:
                 continue  # preempted for one before it
-            while not self.blocks.may_append(sequence):
+            while not self._may_advance(sequence):
                 victim = self._preempt(self._memory_victim())
                 plan.drop(victim)
                 if victim is sequence:
                     break
             else:
                 plan.tokens[sequence] = 1
+
+    def _may_advance(self, sequence: Sequence) -> bool:
+        tree = _growing(sequence)
+        return self.blocks.may_append(sequence) if tree is None else tree.may_grow(self.blocks)
+
+    def _grow_trees(self, plan: _Plan) -> None:
+        """Let trees have the tokens that nobody else wants, and choose what they compute."""
+        for sequence in plan.tokens:
+            if (tree := _growing(sequence)) is not None:
+                plan.give(sequence, plan.spare)
+                count = plan.tokens[sequence]
+                plan.tokens[sequence] = tree.grow(sequence, count, self.blocks, reserve=len(self.running))
+                plan.spare += count - plan.tokens[sequence]
 
     def _memory_victim(self) -> Sequence:
         for sequence in reversed(self.running):
@@ -273,6 +291,7 @@ class Scheduler:
         slots = sum(len(_lanes(victim)) for victim in victims)
         used = self.config.max_num_seqs - len(self._free_slots) - slots
         blocks = sum(victim.pages.num_pages - victim.num_context_pages for victim in victims)
+        blocks += sum(tree.num_blocks for victim in victims if (tree := _growing(victim)) is not None)
         room = self.blocks.cache.num_available_blocks + blocks - (len(self.running) - len(victims))
         need = self.blocks.pool.blocks_for(sequence.num_tokens) - len(hits)
         return bool(victims) and need <= room and (used + len(_lanes(sequence)) <= limit or not used)
@@ -322,6 +341,8 @@ class Scheduler:
         for lane in _lanes(sequence):
             self._free_slot(lane)
         pending = sequence.keys[sequence.num_span_pages :]
+        if (tree := _growing(sequence)) is not None:
+            tree.release(sequence, self.blocks)
         self.blocks.free(sequence)
         self._requeue(self.in_flight.give_up(pending, sequence))
 
@@ -336,8 +357,13 @@ class Scheduler:
 
     def commit(self, sequence: Sequence, num_tokens: int) -> None:
         """Count tokens that a step has computed; sequences that waited for the new spans become eligible."""
+        if (tree := _growing(sequence)) is not None:
+            tree.commit(sequence, self.blocks)
+            return
         if keys := self.blocks.commit(sequence, num_tokens):
             self._requeue(self.in_flight.landed(keys))
+        if sequence.request.tree is not None and sequence.num_computed == sequence.num_tokens:
+            sequence.request.tree.begin(sequence, self.blocks)
 
     def fork(self, sequence: Sequence) -> None:
         """Start the other sequences of a request whose prompt has just been computed, sharing its pages."""
@@ -374,6 +400,12 @@ class Scheduler:
         assert sorted(slots + self._free_slots) == list(range(self.config.max_num_seqs)), (
             "slots are not conserved"
         )
+
+
+def _growing(sequence: Sequence) -> Tree | None:
+    """The request's tree, if its prompt is computed."""
+    tree = sequence.request.tree
+    return tree if tree is not None and tree.growing else None
 
 
 def _order(sequence: Sequence) -> tuple[int, int, int]:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vglm.engine.constraint import Constraint
+from vglm.engine.lanes import Lanes
 from vglm.engine.request import FloatArray, IntArray, RequestKind, Sequence
 from vglm.engine.scheduler import Scheduled
 
@@ -31,6 +32,7 @@ class RowKind(IntEnum):
     SAMPLE = 0  # sample a token
     TARGET = 1  # log-probability of a given token
     HIDDEN = 2  # the final hidden state (after the last norm), no logits
+    SCORES = 3  # log-probabilities of several given tokens
 
 
 class Segment(NamedTuple):
@@ -60,7 +62,8 @@ class SampleRows:
     `bias_id` over `bias_start[r]:bias_start[r + 1]` (-inf bans a token), and its penalties count `history`
     over `history_start[r]: history_start[r + 1]`, of which the first `history_prompt[r]` tokens are prompt.
     A row without penalties has none. Row r may sample what constraint `mask_row[r]` of `constraints` allows;
-    -1, or no `mask_row` at all, means anything.
+    -1, or no `mask_row` at all, means anything. A SCORES row r asks for the tokens `score_ids` over
+    `score_start[r]:score_start[r + 1]`; without such rows both are None.
     """
 
     segments: list[Segment]
@@ -84,6 +87,8 @@ class SampleRows:
     history_prompt: IntArray
     constraints: list[Constraint] = field(default_factory=list)
     mask_row: IntArray | None = None
+    score_start: IntArray | None = None  # [R + 1]
+    score_ids: IntArray | None = None
 
     def __len__(self) -> int:
         return len(self.kind)
@@ -122,8 +127,8 @@ class StepResult:
     `token_ids`: sampled token, for TARGET rows the target. `logprobs`: natural log of the raw probability
     of that token; only needs to be right where `num_logprobs` >= 0 or the kind is TARGET. `ranks`: 1 for
     the most likely token. `top_ids`, `top_logprobs` [R, k], best first, k >= max(num_logprobs). `hidden`
-    [R, H], right for HIDDEN rows. `mask_error`: why no constraint could say what it allows; its rows then have
-    no token.
+    [R, H], right for HIDDEN rows. `scores`: log-probabilities of the `score_ids` of SCORES rows, whose token is 0.
+    `mask_error`: why no constraint could say what it allows; its rows then have no token.
     """
 
     token_ids: IntArray
@@ -132,6 +137,7 @@ class StepResult:
     top_ids: IntArray | None = None
     top_logprobs: FloatArray | None = None
     hidden: FloatArray | None = None
+    scores: FloatArray | None = None
     mask_error: str | None = None
 
 
@@ -191,43 +197,38 @@ class StepBuilder:
 
     def build(self, scheduled: Scheduled) -> StepBatch:
         """The arrays for these sequences and token counts; changes nothing of theirs."""
-        block_size = self._block_size
-        tokens, blocks, valid, last_valid, starts, counts = [], [], [], [], [], []
+        lanes = Lanes(self._block_size)
+        first_rows = []
         for sequence, count in scheduled:
-            start = sequence.num_computed
-            end = start + count
-            own = -(-end // block_size)
-            num_pages = sequence.num_context_pages + own
-            tokens.append(sequence.tokens[start:end])
-            blocks.append(sequence.pages.block[:num_pages])
-            valid.append(sequence.pages.valid[:num_pages])
-            last_valid.append(end - (own - 1) * block_size)
-            starts.append(start + sequence.request.first_position)
-            counts.append(count)
-        table_start = _offsets([len(table) for table in blocks])
-        table_valid = np.concatenate(valid)
-        table_valid[table_start[1:] - 1] = last_valid
-        query_start = _offsets(counts)
-        output_rows, sample_rows = self._outputs(scheduled, query_start.tolist())
+            first_rows.append(lanes.num_rows)
+            tree = sequence.request.tree
+            if tree is not None and tree.growing:
+                lanes.add_tree(sequence, tree)
+            else:
+                lanes.add(sequence, count)
+        table_start = _offsets(lanes.num_pages)
+        table_valid = np.concatenate(lanes.valid)
+        table_valid[table_start[1:] - 1] = lanes.last_valid
+        output_rows, sample_rows = self._outputs(scheduled, first_rows)
         batch = StepBatch(
-            token_ids=np.concatenate(tokens),
-            positions=_ranges(starts, counts),
-            query_start=query_start,
+            token_ids=np.concatenate(lanes.tokens),
+            positions=_ranges(lanes.starts, lanes.counts),
+            query_start=_offsets(lanes.counts),
             table_start=table_start,
-            table_block=np.concatenate(blocks),
+            table_block=np.concatenate(lanes.blocks),
             table_valid=table_valid,
             output_rows=output_rows,
             sample_rows=sample_rows,
         )
-        _add_embeds(batch, scheduled)
+        _add_embeds(batch, scheduled, first_rows)
         return batch
 
-    def _outputs(self, scheduled: Scheduled, query_start: list[int]) -> tuple[IntArray, SampleRows]:
+    def _outputs(self, scheduled: Scheduled, first_rows: list[int]) -> tuple[IntArray, SampleRows]:
         """The rows whose output is wanted, and what is wanted of them."""
         segments: list[Segment] = []
         rows: list[int] = []  # first row in the batch of each segment
         num_rows = 0
-        for (sequence, count), row in zip(scheduled, query_start, strict=False):
+        for (sequence, count), row in zip(scheduled, first_rows, strict=True):
             start = sequence.num_computed
             for member, first, length, kind in _wanted(sequence, count):
                 segments.append(Segment(member, num_rows, length, kind, first + 1))
@@ -272,6 +273,7 @@ class StepBuilder:
             *_bias(segments, num_rows),
             *_history(segments, num_rows),
             *_constraints(segments, num_rows),
+            *_scores(segments, num_rows),
         )
 
 
@@ -283,6 +285,10 @@ def _wanted(sequence: Sequence, count: int) -> list[tuple[Sequence, int, int, Ro
     request = sequence.request
     end = sequence.num_computed + count
     first = max(sequence.num_computed, sequence.wanted_from)
+    if request.tree is not None:
+        if request.tree.growing:
+            first, end = sequence.num_computed, sequence.num_computed + request.tree.num_scored_rows
+        return [(sequence, first, end - first, RowKind.SCORES)] if first < end else []
     if request.kind is not RequestKind.GENERATE:
         kind = RowKind.HIDDEN if request.kind is RequestKind.ENCODE else RowKind.TARGET
         return [(sequence, first, end - first, kind)] if first < end else []
@@ -317,10 +323,10 @@ def _ranges(starts: list[int], lengths: list[int]) -> IntArray:
     return np.repeat(shift, lengths) + np.arange(total, dtype=np.int32)
 
 
-def _add_embeds(batch: StepBatch, scheduled: Scheduled) -> None:
+def _add_embeds(batch: StepBatch, scheduled: Scheduled, first_rows: list[int]) -> None:
     """Find the embedding rows that stand in for tokens of this step."""
     rows, embeds = [], []
-    for (sequence, count), row in zip(scheduled, batch.query_start, strict=False):
+    for (sequence, count), row in zip(scheduled, first_rows, strict=True):
         given = sequence.request.embeds
         if given is not None:
             start = sequence.num_computed
@@ -373,6 +379,17 @@ def _constraints(segments: list[Segment], num_rows: int) -> tuple[list[Constrain
             mask_row[row] = len(constraints)
             constraints.append(sequence.constraint)
     return constraints, mask_row
+
+
+def _scores(segments: list[Segment], num_rows: int) -> tuple[IntArray | None, IntArray | None]:
+    """Ragged (start, token ids) of the tokens whose log-probabilities are wanted."""
+    lengths = [0] * num_rows
+    ids: list[int] = []
+    for sequence, row, length, kind, _ in segments:
+        if kind is RowKind.SCORES and (tree := sequence.request.tree) is not None:
+            lengths[row : row + length] = tree.score_counts
+            ids += tree.score_ids
+    return (_offsets(lengths), np.array(ids, np.int32)) if ids else (None, None)
 
 
 def _joined(arrays: list[npt.NDArray[Any]], dtype: type[np.generic]) -> npt.NDArray[Any]:
