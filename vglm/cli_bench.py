@@ -230,3 +230,38 @@ def stream(
         repeats=repeats,
     )
     run(model, work).publish(json_)
+
+
+@bench.command(
+    epilog="Examples:\n\nvglm bench retrieval\n\n"
+    "vglm bench retrieval --graph edges.sif.gz --node-table nodes.tsv --json retrieval.json" + _QUIET
+)
+def retrieval(
+    graph: Annotated[
+        Path | None, typer.Option(help="A graph file or folder; default: a made-up graph.")
+    ] = None,
+    node_table: Annotated[
+        Path | None, typer.Option(help="Names of the nodes of a file of triples: a table with id and name.")
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=10, help="Nodes of the made-up graph.")] = 200_000,
+    edges: Annotated[int, typer.Option(min=10, help="Edges of the made-up graph.")] = 1_000_000,
+    questions: Annotated[int, typer.Option(min=1, help="Questions of each kind.")] = 200,
+    hops: Annotated[int, typer.Option(min=0, max=8, help="How far from the entities to look.")] = 2,
+    budget: Annotated[int, typer.Option(min=1, help="Tokens of the sub-graph.")] = 1024,
+    json_: opt.Json = None,
+) -> None:
+    """Sub-graphs for questions: the index, milliseconds per question by method, and what an edit costs."""
+    from vglm.bench.report import check_writable
+    from vglm.bench.retrieval import Retrieval, run
+
+    check_writable(json_)
+    work = Retrieval(
+        graph=graph,
+        node_table=node_table,
+        nodes=nodes,
+        edges=edges,
+        questions=questions,
+        hops=hops,
+        budget=budget,
+    )
+    run(work).publish(json_)
