@@ -157,6 +157,7 @@ def test_a_file_that_is_cut_short_keeps_what_is_whole(whole: Path, suffix: str, 
     files.close()
     again = opened(directory)
     assert [number for number in range(40) if found(again, number)] == left + list(range(20, 40))
+    assert again.num_spans == len(left) + 20, "nothing is listed that is not whole"
     again.close()
 
 
