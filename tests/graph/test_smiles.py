@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rdkit import Chem
 
 from vglm.errors import GraphError
@@ -12,6 +14,7 @@ from vglm.graph.graph import Graph
 
 ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"
 CAFFEINE = "Cn1c(=O)c2c(ncn2C)n(C)c1=O"
+PIECES = [*"CcNnO()=#12./\\[]+-*$:@", "Cl", "[nH]", "[C@H]", "%10"]
 MOLECULES = [ASPIRIN, CAFFEINE, "C[C@H](N)C(=O)O", "F/C=C/F", "[Na+].[Cl-]", "C1CC2CCC1CC2", "[13CH4]", "*CC"]
 
 
@@ -81,6 +84,19 @@ def test_errors_say_what_is_wrong(smiles: str, message: str, capfd: pytest.Captu
     with pytest.raises(GraphError, match=message):
         Graph.from_smiles(smiles)
     assert capfd.readouterr().err == ""  # rdkit's own messages
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=20).map("".join))
+def test_any_text_is_a_molecule_or_refused(smiles: str) -> None:
+    try:
+        graph = Graph.from_smiles(smiles)
+    except GraphError as error:
+        found = str(error)
+    else:
+        found = ""
+        assert graph.num_nodes > 0
+    assert not found or found.startswith("smiles: ")
 
 
 def test_large_molecules_are_read() -> None:
