@@ -32,6 +32,8 @@ def import_graph(
 ) -> None:
     """Reads a graph and stores it; a name that is bad or taken is refused before the file is read."""
     name = checked_name(name)
+    if not _is_known(file):
+        os.stat(file)  # a file that is not there is no reason to make a store
     with GraphStore(store) as opened:
         taken = name in opened
         if taken and not replace:
@@ -102,7 +104,7 @@ def as_version(text: str | None) -> int | str | None:
 
 
 def _read(file: Path, format: str | None, options: dict[str, Any]) -> Graph:
-    if format is None and not options and (str(file) == "hpo" and not os.path.lexists(file)):
+    if _is_known(file):
         from vglm.model.pull import pull_hpo
 
         file = pull_hpo()
@@ -114,6 +116,11 @@ def _read(file: Path, format: str | None, options: dict[str, Any]) -> Graph:
     total = file.stat().st_size if file.is_file() else 0
     with _megabytes("reading", total) as read:
         return Graph.load(file, format, progress=read, **options)
+
+
+def _is_known(file: Path) -> bool:
+    """True for the name of a graph that can be fetched."""
+    return str(file) == "hpo" and not os.path.lexists(file)
 
 
 def _option(text: str) -> tuple[str, Any]:

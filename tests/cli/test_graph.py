@@ -161,7 +161,7 @@ def test_query_finds_entities_paths_and_what_is_left_out(movies: Call) -> None:
 
 
 def test_import_again_is_refused_or_a_new_version(movies: Call, tmp_path: Path) -> None:
-    done = movies("import", "movies", "/nonexistent.json")
+    done = movies("import", "movies", "movies.json")
     assert (done.returncode, done.stdout) == (2, "")
     assert "a graph named 'movies' already; --replace" in done.stderr
     (tmp_path / "pairs.tsv").write_text("a\tr\tb\nb\tr\tc\n")
@@ -182,6 +182,7 @@ def test_looking_makes_no_store(graph: Call, tmp_path: Path) -> None:
     assert "no graphs" in graph("list").stdout
     assert graph("list", "--json").stdout == "[]\n"
     assert graph("show", "movies").returncode == 2
+    assert graph("import", "movies", "/nonexistent.json").returncode == 2
     assert not (tmp_path / "store").exists()
 
 

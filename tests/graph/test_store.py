@@ -13,6 +13,7 @@ import pytest
 from vglm.errors import ConflictError, GraphError, StoreError, UnknownGraphError
 from vglm.graph.graph import Edge, Graph, Node
 from vglm.graph.store import GraphStore
+from vglm.graph.store_cache import MAX_HEADS
 from vglm.graph.store_file import default_store_path
 
 MOVIES = Graph.from_dict(
@@ -295,6 +296,19 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
         assert last() is None
         assert store.version("g") == 21
         assert store.get("g").num_nodes == graph.num_nodes + 20
+
+
+def test_writing_to_many_graphs_keeps_few_in_memory(tmp_path: Path) -> None:
+    with GraphStore(tmp_path / "g.db", cache_bytes=10_000) as store:
+        for i in range(MAX_HEADS + 20):
+            store.create(f"g{i}", many(50))
+        for i in range(MAX_HEADS + 20):
+            assert store.patch(f"g{i}", upsert_nodes=[{"id": "new"}]) == 2
+        heads = store._cache._heads.values()
+        assert len(heads) <= MAX_HEADS
+        assert sum(head.overlay is not None for head in heads) <= 10_000 // many(50).nbytes + 1
+        assert all(store.patch(f"g{i}", delete_nodes=["new"]) == 3 for i in range(5))
+        assert store.get("g0") == many(50)
 
 
 @pytest.mark.parametrize(

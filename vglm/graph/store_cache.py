@@ -8,6 +8,8 @@ from collections import OrderedDict
 from vglm.graph.graph import Graph
 from vglm.graph.overlay import Overlay
 
+MAX_HEADS = 64
+
 
 class Head:
     """The newest known state of one graph; `lock` is held by whoever uses or replaces it.
@@ -34,7 +36,7 @@ class GraphCache:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._graphs: OrderedDict[tuple[int, int], tuple[Graph, int]] = OrderedDict()
-        self._heads: dict[int, Head] = {}
+        self._heads: OrderedDict[int, Head] = OrderedDict()
         self._bytes = 0
 
     @property
@@ -68,8 +70,13 @@ class GraphCache:
                 self._drop(next(iter(self._graphs)))
 
     def head(self, graph_id: int) -> Head:
+        """The head of a graph. One that was forgotten meanwhile still serves whoever holds it: it is only a cache."""
         with self._lock:
-            return self._heads.setdefault(graph_id, Head())
+            head = self._heads.setdefault(graph_id, Head())
+            self._heads.move_to_end(graph_id)
+            while len(self._heads) > MAX_HEADS:
+                self._heads.popitem(last=False)
+            return head
 
     def forget(self, graph_id: int) -> None:
         """Drops all of a graph that was deleted."""
@@ -82,7 +89,7 @@ class GraphCache:
         graph, size = self._graphs.pop(key, (None, 0))
         self._bytes -= size
         head = self._heads.get(key[0])
-        # A head that is in use keeps its base; it is dropped with a later version of the graph.
+        # A head that is in use keeps its base, until it is one of the oldest of MAX_HEADS.
         if graph is not None and head is not None and head.lock.acquire(blocking=False):
             try:
                 if head.overlay is not None and head.overlay.base is graph:

@@ -73,9 +73,13 @@ class Contents:
         changes = rows.changes(db, graph_id, start, version)
         if changes is None:
             raise Damaged(f"a version between {start} and {version} is missing")
-        overlay = Overlay(
-            near[1] if near is not None and start == near[0] else read_base(db, graph_id, start)
-        )
+        if near is not None and start == near[0]:
+            graph = near[1]
+        else:
+            graph = read_base(db, graph_id, start)
+            if cached:
+                self.cache.put(graph_id, start, graph)
+        overlay = Overlay(graph)
         for change in changes:
             overlay.apply(change)
         if (overlay.num_nodes, overlay.num_edges) != (about.nodes, about.edges):
