@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import xxhash
@@ -249,6 +250,33 @@ def test_spans_that_a_process_works_with_are_left_alone(tmp_path: Path) -> None:
     new.close()
     assert 0 < opened(tmp_path, limit, model="old").num_spans < number
     assert disk_bytes(tmp_path) <= limit
+
+
+def test_finding_while_another_thread_writes_and_drops(tmp_path: Path) -> None:
+    files = opened(tmp_path, NUM_SEGMENTS * 30_000)
+    last = [0]
+
+    def write_all() -> None:
+        for number in range(600):
+            assert files.append(span(number))
+            last[0] = number
+
+    thread = Thread(target=write_all)
+    thread.start()
+    sound = lost = 0
+    while thread.is_alive() or not lost:
+        number = max(0, last[0] - (sound + lost) % 40)
+        place = files.find(span(number).key)
+        pages = None if place is None else files.view(place)
+        if pages is None:
+            lost += 1  # dropped already
+        else:
+            assert (pages == span(number).pages).all()
+            sound += 1
+    thread.join()
+    assert last[0] == 599
+    assert sound
+    assert disk_bytes(tmp_path) <= files.limit
 
 
 def test_files_of_others_are_never_deleted(tmp_path: Path) -> None:

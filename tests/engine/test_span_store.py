@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine_helpers import generate, greedy, make_engine, model_of, prompt, tokens_of
+from engine_helpers import drain, generate, greedy, make_engine, model_of, prompt, tokens_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_model import Array, TinyStorage
 
 from vglm.engine.core import EngineCore
-from vglm.engine.request import Request, RequestKind
+from vglm.engine.request import Request, RequestKind, SpanSpec
 from vglm.engine.span_cache import Span
 from vglm.engine.span_store import SpanStore, StoreStats
 
@@ -126,6 +126,54 @@ def test_a_graph_survives_a_restart_bit_for_bit(tmp_path: Path) -> None:
     assert answer(ask(second, again)) == expected
     stop(second)
     assert disk(second).written == 0, "what is on disk is not written again"
+
+
+def records(changed: int | None = None) -> list[SpanSpec]:
+    """A prefix, twelve nodes that see it, and an edge from each node to the next; node `changed` is another one."""
+    lengths = [9, *(3 + i for i in range(12))]
+    tokens = [np.array(prompt(n, 100 + i), np.int32) for i, n in enumerate(lengths)]
+    if changed is not None:
+        tokens[1 + changed] = np.array(prompt(lengths[1 + changed], 999), np.int32)
+    nodes = [SpanSpec(own, 9 if i else 0, (0,) if i else ()) for i, own in enumerate(tokens)]
+    edges = [
+        SpanSpec(np.array(prompt(6, 200 + i), np.int32), 24, (0, 1 + i, 1 + (i + 1) % 12)) for i in range(12)
+    ]
+    return nodes + edges
+
+
+def ask_records(engine: EngineCore, specs: list[SpanSpec]) -> Request:
+    request = engine.add_request(
+        "records", prompt(6, 20), greedy(12, logprobs=3), span_specs=specs, first_position=40
+    )
+    drain(engine)
+    return request
+
+
+def test_a_request_that_names_its_spans_gets_them_from_disk(tmp_path: Path) -> None:
+    first = start(tmp_path)
+    expected = ask_records(first, records())
+    assert expected.num_cached_context_tokens == 0
+    stop(first)
+    second = start(tmp_path)
+    again = ask_records(second, records())
+    assert again.num_cached_context_tokens == again.num_context_tokens == expected.num_context_tokens
+    assert answer(again) == answer(expected)
+    assert disk(second).hits == 25
+    assert model_of(second).tokens_computed == 6 + 12 - 1, "the question and the answer"
+
+
+@pytest.mark.parametrize("node", [0, 7])
+def test_an_edit_after_a_restart_computes_what_depends_on_it(tmp_path: Path, node: int) -> None:
+    first = start(tmp_path)
+    ask_records(first, records())
+    stop(first)
+    edited = records(changed=node)
+    second = start(tmp_path)
+    request = ask_records(second, edited)
+    assert disk(second).hits == 25 - 3, "all but the node and its two edges"
+    assert answer(request) == answer(ask_records(make_engine(256, BLOCK, max_num_batched_tokens=256), edited))
+    stop(second)
+    assert disk(second).written == 3
 
 
 def test_fetch_needs_the_parents_in_memory(tmp_path: Path) -> None:
@@ -243,22 +291,27 @@ def test_a_damaged_span_is_told_once(
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 40), st.integers(0, 3)), min_size=1, max_size=25))
+@given(
+    limit=st.sampled_from([LIMIT, 8 * 12_000]),
+    history=st.lists(
+        st.tuples(st.integers(0, 5), st.integers(1, 40), st.integers(0, 3)), min_size=1, max_size=25
+    ),
+)
 def test_a_small_pool_with_a_store_answers_as_a_large_one_without(
-    tmp_path_factory: pytest.TempPathFactory, history: list[tuple[int, int, int]]
+    tmp_path_factory: pytest.TempPathFactory, limit: int, history: list[tuple[int, int, int]]
 ) -> None:
     """Spans are evicted and come back from disk all the time, restarts in between."""
     directory = tmp_path_factory.mktemp("small")
     prompts = [prompt(length, family) for family, length, _ in history]
     plain = make_engine(256, BLOCK)
     expected = tokens_of(generate(plain, prompts, greedy(5)))
-    engine = start(directory, num_blocks=14)
+    engine = start(directory, 14, limit)
     for index, (_, _, then) in enumerate(history):
         requests = generate(engine, prompts[max(0, index - 1) : index + 1], greedy(5))
         assert tokens_of(requests) == expected[max(0, index - 1) : index + 1]
         if then == 0:
             stop(engine)
-            engine = start(directory, num_blocks=14)
+            engine = start(directory, 14, limit)
         elif then == 1:
             engine.cache.clear()
         elif then == 2:

@@ -76,6 +76,7 @@ class SpanStore:
         self._told_damage = False
         self._files = SpanFiles(directory, identity, storage.block_bytes, max_bytes)
         self._writer = _Writer(self._files, self.stats)
+        log.info("%s: %d spans on disk, %d bytes", directory, self.stats.num_spans, self.stats.num_bytes)
         self._close = weakref.finalize(self, self._writer.close)  # also when the interpreter ends
 
     @property
