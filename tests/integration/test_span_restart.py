@@ -220,6 +220,8 @@ def test_a_server_that_was_killed(model: str, tmp_path: Path) -> None:
     assert told["span_store_hits_total"] == full
     assert told["span_store_hit_tokens_total"] == 16 * full
     assert told["span_store_errors_total"] == 0
+    explained = (ROOT / "docs" / "operations.md").read_text()
+    assert [name for name in told if f"`{name}`" not in explained and not name.endswith("_created")] == []
 
 
 if __name__ == "__main__":
