@@ -257,6 +257,14 @@ def test_deep_nests_that_the_parser_takes_in_its_stride(text: str) -> None:
     assert Graph.from_rdf(text).num_edges >= 20_000
 
 
+def test_texts_in_which_directives_are_only_mentioned() -> None:
+    """Looking for directives takes time in proportion to the text, whatever it is."""
+    for piece in ("prefix.", "prefix ", "base<a", "base  ", "<", "<a", "<<("[:2]):
+        text = piece * (900_000 // len(piece))
+        graph = Graph.from_rdf(f'<a> <http://www.w3.org/2000/01/rdf-schema#comment> "{text}" .')
+        assert graph.node("a").text == text
+
+
 def test_long_values_are_limited() -> None:
     with pytest.raises(GraphError, match=r"'a'.attributes: .* the limit is 1,000,000"):
         Graph.from_rdf(f'<a> <b> "{"x" * 2_000_000}" .')

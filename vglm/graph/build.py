@@ -155,6 +155,18 @@ class GraphBuilder:
             self._edges[column].frombytes(numbers.tobytes())
         self._edges[3].frombytes(bytes(4 * len(sources)))
 
+    def add_numbered(self, sources: Ints, relations: Ints, targets: Ints, names: Sequence[str]) -> None:
+        """Adds many edges without attributes between nodes that are numbers, int32[n] each: the place of a node among
+        all that were added, if nothing but nodes was added before; and that of a relation among `names`."""
+        if len(self._edges[0]) + len(sources) > self._limits.edges:
+            raise GraphError(f"more than {self._limits.edges:,} edges")
+        for name in names:
+            checked_text(name, "relation", self._limits.relation, empty=False)
+        columns = (sources, self._relations.of(names)[relations], targets)
+        for edge, column in zip(self._edges, columns, strict=False):
+            edge.frombytes(np.ascontiguousarray(column, np.int32).tobytes())
+        self._edges[3].frombytes(bytes(4 * len(sources)))
+
     def build(self, edge_names: str = "edges", bare_ends: bool = False) -> Graph:
         """The graph of everything added.
 

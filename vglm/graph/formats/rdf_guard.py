@@ -30,7 +30,7 @@ _NESTED = re.compile(rb"<<\(|\)>>")
 _LONG_IRI = re.compile(rb"<[^\s<>\"]{%d}" % MAX_IRI)
 _BASE = re.compile(rb"@base|\bbase\s*[<#]", re.IGNORECASE)
 _ABSOLUTE_BASE = re.compile(rb"base\s*<[a-z][a-z0-9+.-]*:", re.IGNORECASE)
-_PREFIX = re.compile(rb"@prefix|\bprefix\s*[\w.-]*:", re.IGNORECASE)
+_PREFIX = re.compile(rb"@prefix|\bprefix\s*[:#]|\bprefix\s+[^\s:]*:", re.IGNORECASE)
 
 
 class Guarded:

@@ -27,7 +27,6 @@ from vglm.graph.limits import Limits, shown
 
 Edge = tuple[int, int, int]
 _PARTS = (terms.SUBJECT, terms.PREDICATE, terms.OBJECT)
-_BATCH = 1 << 16
 _MAX_RATIO = 50  # a line of three abbreviated names, written out
 _FREE_SIZE = 1 << 26  # the ratio is looked at beyond this size only
 
@@ -124,18 +123,19 @@ class Triples:
         statements = self._statements(links, iris)
         is_type = links[1] == self._code(terms.TYPE)
         types = links[:, is_type]
-        hidden = np.zeros(len(iris), bool)
-        hidden[[statement for found in statements.values() for statement in found]] = True
         properties = [self._code(kind) for kind in terms.PROPERTY_CLASSES]
+        hidden = np.zeros(len(iris), bool)
         hidden[types[0][np.isin(types[2], properties)]] = True
+        hidden[[statement for found in statements.values() for statement in found]] = True
         edges = links[:, ~(is_type | hidden[links[0]] | hidden[links[2]])]
         is_node = about.subjects()
         is_node[links[1]] = False  # a predicate of which labels are given only
         is_node[types[0]] = is_node[edges[0]] = is_node[edges[2]] = True
+        nodes = np.flatnonzero(is_node & ~hidden)
         builder = GraphBuilder(self._limits)
-        ids = self._add_nodes(builder, np.flatnonzero(is_node & ~hidden), types, about, iris)
+        ids = self._add_nodes(builder, nodes, types, about, iris)
         relations = about.names(np.unique(edges[1]).tolist())
-        self._add_edges(builder, edges[:, ~_among(edges, statements)], ids, relations)
+        _add_edges(builder, edges[:, ~_among(edges, statements)], nodes, relations, len(iris))
         for (start, link, end), found in statements.items():
             if start in ids and end in ids:
                 ends = ids[start], relations[link], ids[end]
@@ -163,18 +163,6 @@ class Triples:
             own = [kind_names[kind] for kind in _ordered_types(kinds.get(code, ()), iris)]
             builder.add_node(node_id, *about.node(code, own), f"{self._source}: {shown(node_id)}")
         return ids
-
-    def _add_edges(
-        self, builder: GraphBuilder, edges: Ints, ids: dict[int, str], relations: dict[int, str]
-    ) -> None:
-        for first in range(0, edges.shape[1], _BATCH):
-            starts, links, ends = edges[:, first : first + _BATCH].tolist()
-            builder.add_triples(
-                list(map(ids.__getitem__, starts)),
-                list(map(relations.__getitem__, links)),
-                list(map(ids.__getitem__, ends)),
-                lambda i, ends=ends: f"{self._source}: edge to {shown(ids[ends[i]])}",  # type: ignore[misc]
-            )
 
     def _statements(self, links: Ints, iris: Sequence[str]) -> dict[Edge, list[int]]:
         """The blank statements about each asserted triple.
@@ -225,6 +213,18 @@ class Triples:
 
     def _code(self, iri: str) -> int:
         return self._codes.get(iri, -1)
+
+
+def _add_edges(
+    builder: GraphBuilder, edges: Ints, nodes: npt.NDArray[np.intp], relations: dict[int, str], count: int
+) -> None:
+    """Adds edges int32[3, n] of numbers below `count` between `nodes`, which were added in this order."""
+    places = np.zeros((2, count), np.int32)  # among the nodes; among the relations
+    places[0, nodes] = np.arange(len(nodes))
+    places[1, list(relations)] = np.arange(len(relations))
+    builder.add_numbered(
+        places[0, edges[0]], places[1, edges[1]], places[0, edges[2]], list(relations.values())
+    )
 
 
 def _among(links: Ints, edges: dict[Edge, list[int]]) -> npt.NDArray[np.bool_]:
