@@ -23,6 +23,7 @@ from vglm.decode.sampling_params import SamplingParams
 from vglm.engine.metrics import EngineStats
 from vglm.engine.request import Request, RequestKind
 from vglm.errors import ModelError, RequestError, VGLMError
+from vglm.llm_graph import GraphTasks
 from vglm.model.tokenizer import Tokenizer
 from vglm.options import EngineOptions, build_engine
 from vglm.progress import progress_bar
@@ -39,7 +40,7 @@ if TYPE_CHECKING:  # imported when it is needed: a start without chat or progres
 Message = Mapping[str, Any]
 
 
-class LLM:
+class LLM(GraphTasks):
     """A model and its engine.
 
     Args:
@@ -355,13 +356,16 @@ class LLM:
         *,
         normalize: Normalize = None,
         end: bool = True,
+        graph: GraphSource | None = None,
+        graph_mode: str = "auto",
     ) -> list[CandidateScore]:
         """Log-probability of each candidate as the continuation of one prompt, thousands of them per second.
 
         Exactly what `score` gives one by one, in the order of the candidates, but what they share is computed once: the
         prompt, and every prefix. A candidate is text, encoded by itself, or token ids. `end`: the model's end token is part
         of each, so that a name competes with the names it begins. `normalize="tokens"`: `logprob` is the mean over the
-        tokens instead of the sum. Raises RequestError that names what cannot be served.
+        tokens instead of the sum. `graph`, `graph_mode`: what the prompt is about, as in `generate`. Raises RequestError that
+        names what cannot be served.
         """
         check_normalize(normalize)
         if not is_single(prompt):
@@ -369,7 +373,10 @@ class LLM:
         end_id = self.config.eos_token_ids[0] if end and self.config.eos_token_ids else None
         if end and end_id is None:
             raise RequestError(f"the model {self.model!r} has no end token; use end=False", "end")
-        encoded = encode_prompts(prompt, self.tokenizer)[0]
+        if graph is None:
+            encoded = encode_prompts(prompt, self.tokenizer)[0]
+        else:
+            encoded = self.asking.complete(prompt, graph, mode=graph_mode).prompt
         targets = encode_candidates(candidates, self.tokenizer, end_id)
         params = SamplingParams(max_tokens=1)
 

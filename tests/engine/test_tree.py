@@ -171,6 +171,25 @@ def test_generation_beside_a_tree_goes_on_and_gets_its_own_tokens() -> None:
     assert_empty(engine)
 
 
+def test_a_prompt_that_arrives_gets_half_of_each_step() -> None:
+    """A tree of some thousand tokens is in the engine; the first token of a prompt does not wait for it."""
+    engine = make_engine(200, max_num_batched_tokens=24)
+    request = tree(engine, prompt(10, 5), [prompt(6, seed) for seed in range(400)])
+    for _ in range(3):
+        engine.step()
+    other = engine.add_request("b", prompt(100, 1), greedy(1))
+    steps = 0
+    while not other.finished:
+        before = model_of(engine).tokens_computed
+        engine.step()
+        assert model_of(engine).tokens_computed - before == 24  # the tree has what is left
+        steps += 1
+    assert steps <= 10
+    assert not request.finished
+    drain(engine)
+    assert_empty(engine)
+
+
 def test_preempted_trees_lose_pages_and_no_score() -> None:
     """Requests of a better class come and go while the tree has little memory."""
     candidates = SHAPES["comb"] + SHAPES["random"]

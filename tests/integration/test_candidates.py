@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tests.integration.helpers import DTYPES, TOKENS_OF_TINY
-from vglm import LLM, SamplingParams
+from vglm import LLM, Graph, SamplingParams
+from vglm.engine.request import RequestKind
 from vglm.errors import ModelError, RequestError
 
 MODEL = "smollm2-135m-instruct"
@@ -137,6 +138,37 @@ def test_generation_beside_candidates_gets_its_own_tokens(tiny: Path, home: Path
     tokens += [chunk.token_ids for chunk in stream]
     assert [token for chunk in tokens for token in chunk] == wanted
     assert found == LLM(tiny).score_candidates(ids(300, 3), shapes(), end=False)
+
+
+@pytest.mark.parametrize("mode", ["spans", "sequential"])
+def test_candidates_after_a_graph_get_the_bits_of_score_requests(tiny: Path, home: Path, mode: str) -> None:
+    """The names of a graph's nodes after a question about it, in any order of the graph."""
+    nodes = [
+        {"id": f"n{i}", "name": f"node {i} of {i % 3}", "type": "A", "text": "some words"} for i in range(12)
+    ]
+    edges = [{"source": f"n{i}", "relation": "near", "target": f"n{(3 * i + 1) % 12}"} for i in range(12)]
+    names = [" " + node["name"] for node in nodes]
+    graph = Graph.from_dict({"nodes": nodes, "edges": edges})
+    llm = LLM(tiny, max_model_len=4096, kv_cache_memory="128M")
+    found = llm.score_candidates("Which node?", names, graph=graph, graph_mode=mode, end=False)
+    shuffled = Graph.from_dict({"nodes": nodes[::-1], "edges": edges[5:] + edges[:5]})
+    assert llm.score_candidates("Which node?", names, graph=shuffled, graph_mode=mode, end=False) == found
+    prompt = llm.asking.complete("Which node?", graph, mode=mode).prompt
+    for name, score in zip(names, found, strict=True):
+        request = llm.engine.add_request(
+            name,
+            prompt.token_ids,
+            SamplingParams(max_tokens=1),
+            kind=RequestKind.SCORE,
+            target_token_ids=llm.tokenizer.encode(name, add_special=False),
+            span_specs=prompt.span_specs,
+            first_position=prompt.first_position,
+        )
+        while llm.engine.has_unfinished:
+            llm.engine.step()
+        assert [token.logprob for token in request.scores] == score.token_logprobs
+    assert bool(prompt.span_specs) == (mode == "spans")
+    llm.engine.check_integrity()
 
 
 @pytest.fixture(scope="module")
