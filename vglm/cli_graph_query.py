@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -40,7 +41,8 @@ def answer(store: Path | None, name: str, question: Question, as_text: bool, as_
     """Retrieves and prints."""
     with GraphStore(store, create=False) as opened:
         stored = opened.read(name, as_version(question.version))
-    prepare(stored.graph, home() / "graphs")
+    with console(stderr=True).status("indexing the graph's names") if sys.stderr.isatty() else nullcontext():
+        prepare(stored.graph, home() / "graphs")
     started = time.perf_counter()
     found = retrieve(
         stored.graph,

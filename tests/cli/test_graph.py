@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import COMMAND, Run
+from tests.graph import small_hpo
 from vglm.graph.graph import Graph
+from vglm.graph.hpo import load_hpo
 from vglm.graph.store import GraphStore
 
 MOVIES: dict[str, Any] = {
@@ -41,7 +43,10 @@ def graph(vglm: Run, tmp_path: Path) -> Call:
     """Runs `vglm graph`, in `tmp_path`, with a store of the test's own."""
 
     def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        environment = {"VGLM_GRAPH_STORE": str(tmp_path / "store" / "graphs.db")}
+        environment = {
+            "VGLM_GRAPH_STORE": str(tmp_path / "store" / "graphs.db"),
+            "VGLM_HOME": str(tmp_path / "home"),
+        }
         return vglm("graph", *arguments, environment=environment, cwd=tmp_path, **options)
 
     (tmp_path / "movies.json").write_text(json.dumps(MOVIES))
@@ -168,6 +173,16 @@ def test_import_again_is_refused_or_a_new_version(movies: Call, tmp_path: Path) 
     done = movies("import", "movies", "pairs.tsv", "--replace", "--option", "header=false", "--json")
     assert json.loads(done.stdout) == {"name": "movies", "version": 2, "nodes": 3, "edges": 2}
     assert json.loads(movies("show", "movies", "--version", "1", "--json").stdout)["nodes"] == 4
+
+
+def test_import_the_human_phenotype_ontology(graph: Call, tmp_path: Path) -> None:
+    folder = tmp_path / "hpo"
+    folder.mkdir()
+    small_hpo.write(folder)
+    done = graph("import", "ontology", "hpo", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    with GraphStore(tmp_path / "store" / "graphs.db") as store:
+        assert store.get("ontology") == load_hpo(folder).graph
 
 
 def test_delete_asks_or_needs_yes(movies: Call) -> None:

@@ -61,7 +61,8 @@ class StoreMachine(RuleBasedStateMachine):
             return
         now = self.newest(name)
         if expected == -1:
-            with pytest.raises(ConflictError):
+            ids = [node["id"] for node in parts["upsert_nodes"]]
+            with pytest.raises(ConflictError if len(set(ids)) == len(ids) else GraphError):
                 store.patch(name, **parts, expected_version=now - 1)
             return
         after = self.models[name][now].patched(parts)
