@@ -265,3 +265,34 @@ def retrieval(
         budget=budget,
     )
     run(work).publish(json_)
+
+
+@bench.command(
+    epilog="Examples:\n\nvglm bench graph\n\nvglm bench graph --graph hetionet.json --graph wn18rr.tsv --repeats 16"
+    + _QUIET
+)
+def graph(
+    model: opt.BenchModel = _MODEL,
+    nodes: Annotated[int, typer.Option(min=1, help="Records of a question's graph.")] = 24,
+    words: Annotated[int, typer.Option(min=1, help="Words of a record's text.")] = 16,
+    repeats: Annotated[int, typer.Option(min=1, help="Questions for each figure.")] = 8,
+    large: Annotated[int, typer.Option(min=10, help="Records of the large graph.")] = 1000,
+    shuffles: Annotated[int, typer.Option(min=2, help="Orders of one graph.")] = 100,
+    graph_: Annotated[
+        list[Path] | None,
+        typer.Option("--graph", help="Also how full this graph's pages are; may be repeated."),
+    ] = None,
+    dtype: opt.Dtype = "auto",
+    kv_cache_dtype: opt.KVDtype = "auto",
+    threads: opt.Threads = None,
+    json_: opt.Json = None,
+) -> None:
+    """Questions over graphs: time to first token by what is new, order, edits, and the use of pages."""
+    from vglm.bench.graph_spans import GraphSpans, run
+    from vglm.bench.report import check_writable
+
+    check_writable(json_)
+    work = GraphSpans(
+        nodes=nodes, words=words, repeats=repeats, large=large, shuffles=shuffles, graphs=tuple(graph_ or ())
+    )
+    run(model, work, opt.given(dtype=dtype, kv_cache_dtype=kv_cache_dtype, threads=threads)).publish(json_)

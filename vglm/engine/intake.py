@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vglm.engine.request import Request, RequestKind, Sequence, Status
+from vglm.engine.request import IntArray, Request, RequestKind, Sequence, Status
 from vglm.engine.span_cache import SpanCache
 from vglm.errors import RequestError, VGLMError
 
@@ -57,9 +57,12 @@ def check_spans(request: Request, config: EngineConfig) -> None:
         raise RequestError("give a request either spans or specifications of spans, not both", "context")
     if len(specs) > MAX_SPANS:
         raise RequestError(f"the context has {len(specs)} spans; at most {MAX_SPANS} are allowed", "context")
+    lengths = [len(spec.tokens) for spec in specs]
+    if not all(lengths):
+        raise RequestError(f"span {lengths.index(0)} of the context is empty", "context")
+    _check_tokens("context", np.concatenate([spec.tokens for spec in specs]), config.vocab_size)
     ends: list[int] = []
-    for index, spec in enumerate(specs):
-        _check_tokens(f"span {index} of the context", spec.tokens.tolist(), config.vocab_size)
+    for index, (spec, length) in enumerate(zip(specs, lengths, strict=True)):
         earliest = 0
         for parent in spec.parents:
             if not 0 <= parent < index:
@@ -72,7 +75,7 @@ def check_spans(request: Request, config: EngineConfig) -> None:
                 f"span {index} begins at position {spec.first_position}, but a parent ends at {earliest}",
                 "context",
             )
-        ends.append(spec.first_position + len(spec.tokens))
+        ends.append(spec.first_position + length)
     if request.first_position < max(ends):
         raise RequestError(
             f"the prompt begins at position {request.first_position}, but its context ends at {max(ends)}",
@@ -92,8 +95,8 @@ def _check_constraint(request: Request) -> None:
         )
 
 
-def _check_tokens(what: str, tokens: list[int], vocab_size: int) -> None:
-    if not tokens:
+def _check_tokens(what: str, tokens: list[int] | IntArray, vocab_size: int) -> None:
+    if not len(tokens):
         raise RequestError(f"the {what} is empty; give at least one token", what)
     array = np.asarray(tokens)
     if array.ndim != 1 or array.dtype.kind not in "iu":
@@ -191,7 +194,9 @@ def make_sequences(request: Request, config: EngineConfig, cache: SpanCache) -> 
     longest = min(config.max_model_len - request.first_position, _room(request, cache))
     request.max_tokens = min(params.max_tokens or longest, longest - num_prompt)
     if request.tree is not None:
-        request.max_tokens = request.tree.trie.longest + cache.pool.block_size  # a page of the prompt is copied
+        request.max_tokens = (
+            request.tree.trie.longest + cache.pool.block_size
+        )  # a page of the prompt is copied
     request.num_logprobs = _or_none(params.num_logprobs(config.vocab_size))
     request.num_prompt_logprobs = _or_none(params.num_prompt_logprobs(config.vocab_size))
     if request.kind is RequestKind.SCORE:
