@@ -41,18 +41,18 @@ class Guarded:
         self.seen = 0
         self._name = source.name
         self._chunks = self._checked(self._bytes(source))
-        self._rest = b""
+        self._chunk, self._place = b"", 0
 
     def read(self, size: int = -1) -> bytes:
         """At most `size` bytes, none at the end."""
         try:
-            if not self._rest:
-                self._rest = next(self._chunks, b"")
+            if self._place == len(self._chunk):
+                self._chunk, self._place = next(self._chunks, b""), 0
         except GraphError as error:
             self.error = error
             raise
-        data = self._rest if size < 0 else self._rest[:size]
-        self._rest = self._rest[len(data) :]
+        data = self._chunk[self._place : None if size < 0 else self._place + size]
+        self._place += len(data)
         self.seen += len(data)
         return data
 
