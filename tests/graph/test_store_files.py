@@ -160,6 +160,20 @@ def test_a_wrong_checksum_is_named(path: Path) -> None:
         assert store.get("other") == GRAPH
 
 
+def test_the_integrity_check_reads_old_versions_too(path: Path) -> None:
+    with GraphStore(path) as store:
+        store.replace("g", GRAPH)
+        store.patch("g", upsert_nodes=[{"id": "y"}])
+        store.check_integrity()
+    with sqlite3.connect(path) as db:
+        assert db.execute("UPDATE versions SET digest = x'00' WHERE version = 2").rowcount == 1
+    db.close()
+    with GraphStore(path) as store:
+        assert store.get("g").num_nodes == GRAPH.num_nodes + 1
+        with pytest.raises(StoreError, match="the checksum of version 2 is wrong"):
+            store.check_integrity()
+
+
 @pytest.mark.parametrize(
     "statement",
     [

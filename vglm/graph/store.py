@@ -241,13 +241,15 @@ class GraphStore:
         return dropped
 
     def check_integrity(self) -> None:
-        """Reads everything; StoreError names the first thing that is wrong."""
+        """Reads every version of every graph; StoreError names the first thing that is wrong."""
         for problem in self._file.integrity():
             raise StoreError(f"{self.path}: is damaged ({problem})")
         for name in self.names():
             with suppress(UnknownGraphError), self._file.reading() as db:
                 found = find(db, name)
-                self._contents.loaded(db, found.id, found.version, cached=False).graph()
+                bases = rows.base_versions(db, found.id)
+                for last in (*(base - 1 for base in bases[1:]), found.version):
+                    self._contents.loaded(db, found.id, last, cached=False).graph()
 
     def _write_base(
         self, db: Connection, found: Found, kind: str, graph: Graph, written: Written | None

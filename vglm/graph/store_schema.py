@@ -166,6 +166,12 @@ def forget_versions_before(db: sqlite3.Connection, graph: int, first: int) -> in
 # ---- bases
 
 
+def base_versions(db: sqlite3.Connection, graph: int) -> list[int]:
+    """The versions that have a base, ascending."""
+    rows = db.execute("SELECT version FROM bases WHERE graph = ? ORDER BY version", (graph,))
+    return [typed(row, int)[0] for row in rows]
+
+
 def newest_base(db: sqlite3.Connection, graph: int, upto: int) -> tuple[int, int] | None:
     """(version, bytes) of the newest base at or before a version."""
     row = db.execute(
