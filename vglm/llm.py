@@ -46,7 +46,7 @@ class LLM(GraphTasks):
     Args:
         model: a known name (`vglm pull --list`), a GGUF file, or a Hugging Face directory with safetensors.
         options: see `vglm.options.EngineOptions`: dtype, kv_cache_dtype, max_model_len, max_num_seqs,
-            max_num_batched_tokens, kv_cache_memory, block_size, threads, enable_prefix_caching, seed.
+            max_num_batched_tokens, kv_cache_memory, block_size, threads, enable_prefix_caching, seed, span_cache_dir.
 
     Raises ModelError for a model that cannot be loaded, ConfigError for options that do not fit, and
     TypeError for unknown ones.
