@@ -97,6 +97,32 @@ class Asking:
     def _heading(self) -> list[int]:
         return self._tokenizer.encode(self.prompts.card.heading)
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's."""
+        return self._tokenizer
+
+    @property
+    def answer_lead(self) -> str:
+        """What stands between the prompt of a `question` and the words of its answer."""
+        return " " if self._chat is None else ""
+
+    @property
+    def end_id(self) -> int:
+        """The token that ends the answer to a `question`."""
+        if self._chat is not None and self._config.eos_token_ids:
+            return self._config.eos_token_ids[0]
+        return self._tokenizer.encode("\n", add_special=False)[-1]
+
+    def question(
+        self, text: str, source: GraphSource, constraint: Constraint | None = None, mode: str = "auto"
+    ) -> Asked:
+        """One question, through the chat template where the model has one; control tokens in it are text."""
+        if self._chat is not None:
+            return self.chat([{"role": "user", "content": text}], source, constraint, mode)
+        after = self._tokenizer.encode(f"\n{text}\nAnswer:", add_special=False, allow_special_tokens=False)
+        return self._ask(source, text, self._heading, after, constraint, mode)
+
     def complete(
         self, prompt: Any, source: GraphSource, constraint: Constraint | None = None, mode: str = "auto"
     ) -> Asked:

@@ -1,0 +1,145 @@
+"""What an LLM does with graphs besides answering: links that are missing, labels, explanations."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, cast
+
+from vglm.decode.sampling_params import SamplingParams
+from vglm.engine.request import RequestKind
+
+if TYPE_CHECKING:
+    from vglm.graph.graph import Graph
+    from vglm.llm import LLM
+    from vglm.tasks.explanation import Explained
+    from vglm.tasks.ranking import Ranked, RankingTask
+
+EXPLANATION = SamplingParams(max_tokens=128, temperature=0.0)
+
+
+class GraphTasks:
+    """Methods that `LLM` inherits."""
+
+    def complete(
+        self,
+        graph: Graph,
+        *,
+        relation: str,
+        head: str | None = None,
+        tail: str | None = None,
+        top: int = 10,
+        filtered: bool = False,
+        candidates: Collection[str] | None = None,
+        types: Collection[str] = (),
+        temperature: float = 1.0,
+        hops: int = 2,
+        budget: int = 1024,
+        graph_mode: str = "auto",
+    ) -> Ranked:
+        """Rank what may stand at the open end of a triple, given its `relation` and the id of its `head` or `tail`.
+
+        Candidates are by default all nodes of the types that stand there in the graph; each is scored exactly, by the
+        log-probability of its name after a prompt with what is near the given node. `filtered` leaves out those whose
+        edge the graph has. `score` is the softmax over the candidates at `temperature`; fit one to known answers with
+        `vglm.tasks.calibration.fit_temperature`. Raises GraphError and RequestError that name the argument at fault.
+        """
+        from vglm.tasks.completion import completion_task
+
+        task = completion_task(
+            _llm(self).asking,
+            graph,
+            relation=relation,
+            head=head,
+            tail=tail,
+            top=top,
+            filtered=filtered,
+            candidates=candidates,
+            types=types,
+            temperature=temperature,
+            hops=hops,
+            budget=budget,
+            graph_mode=graph_mode,
+        )
+        return self._rank(task)
+
+    def classify(
+        self,
+        graph: Graph,
+        labels: Sequence[str],
+        *,
+        entity: str | None = None,
+        question: str | None = None,
+        temperature: float = 1.0,
+        hops: int = 2,
+        budget: int = 1024,
+        graph_mode: str = "auto",
+    ) -> Ranked:
+        """Rank `labels` by how well they fit a graph, or the node with the id `entity` and what is near it.
+
+        Scores are as in `complete`. Raises GraphError and RequestError that name the argument at fault.
+        """
+        from vglm.tasks.classification import classification_task
+
+        task = classification_task(
+            _llm(self).asking,
+            graph,
+            labels,
+            entity=entity,
+            question=question,
+            temperature=temperature,
+            hops=hops,
+            budget=budget,
+            graph_mode=graph_mode,
+        )
+        return self._rank(task)
+
+    def explain(
+        self,
+        graph: Graph,
+        source: str,
+        target: str,
+        *,
+        question: str | None = None,
+        max_paths: int = 3,
+        max_hops: int = 4,
+        sampling_params: SamplingParams = EXPLANATION,
+        graph_mode: str = "auto",
+    ) -> Explained:
+        """How two nodes, given by their ids, are joined: paths of edges, and an explanation in words.
+
+        The model reads the paths and nothing else, and every name that it puts in [brackets] is an entity of theirs.
+        Without a path there is no text, and `reason` says so. Raises GraphError and RequestError that name the argument.
+        """
+        from vglm.tasks.explanation import Explained, explanation_task
+
+        llm = _llm(self)
+        task = explanation_task(
+            llm.asking,
+            graph,
+            source,
+            target,
+            question=question,
+            max_paths=max_paths,
+            max_hops=max_hops,
+            graph_mode=graph_mode,
+        )
+        if task.asked is None:
+            return Explained(task.paths, reason=task.reason)
+        (output,) = llm._complete([task.asked.prompt], sampling_params, False, [task.asked])
+        said = output.outputs[0]
+        return Explained(task.paths, said.text, "", said.finish_reason, said.graph)
+
+    def _rank(self, task: RankingTask) -> Ranked:
+        llm = _llm(self)
+        params = SamplingParams(max_tokens=1)
+        (request,) = llm._run(
+            lambda _: llm._add(task.asked.prompt, params, kind=RequestKind.TREE, candidates=task.targets),
+            1,
+            use_tqdm=False,
+        )
+        return task.ranked(request)
+
+
+def _llm(self: GraphTasks) -> LLM:
+    """Only `LLM` inherits from `GraphTasks`."""
+    return cast("LLM", self)

@@ -1,0 +1,77 @@
+"""Explanation: how two entities of a graph are joined, as paths of edges and in words that name nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vglm.decode.graph_outputs import GraphOutput
+from vglm.errors import GraphError
+from vglm.graph.graph import Edge, Graph
+from vglm.graph.paths import evidence
+from vglm.graph.records import Records
+from vglm.tasks.asking import Asked, Asking
+from vglm.tasks.completion import given_node
+
+QUESTION = "How is {source} related to {target}?"
+FORM = (
+    "Explain it in one or two sentences, from the graph alone. Write the name of each entity in [brackets]."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """An explanation.
+
+    Attributes:
+        paths: of edges between the two entities, the shortest and most specific first; an edge may be walked either way.
+        text: the explanation; every name in [brackets] in it is an entity of the paths. "" if there is no path.
+        reason: why there is no explanation, else "".
+        finish_reason: "stop", or "length" for one that was cut off; None if there is none.
+        graph: what the text says of the graph of all paths; None if there is no path.
+    """
+
+    paths: tuple[tuple[Edge, ...], ...]
+    text: str = ""
+    reason: str = ""
+    finish_reason: str | None = None
+    graph: GraphOutput | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExplanationTask:
+    """An explanation that is to be written: `asked` is None, with a `reason`, when there is nothing to explain."""
+
+    paths: tuple[tuple[Edge, ...], ...]
+    asked: Asked | None
+    reason: str = ""
+
+
+def explanation_task(
+    asking: Asking,
+    graph: Graph,
+    source: str,
+    target: str,
+    *,
+    question: str | None = None,
+    max_paths: int = 3,
+    max_hops: int = 4,
+    graph_mode: str = "auto",
+) -> ExplanationTask:
+    """How the nodes with the ids `source` and `target` are joined: at most `max_paths` paths of at most `max_hops` edges,
+    and the prompt in which the model reads them and nothing else. `question` replaces "How is ... related to ...?".
+
+    Raises GraphError and RequestError that name the argument at fault.
+    """
+    ends = [given_node(graph, source, "source"), given_node(graph, target, "target")]
+    if ends[0] == ends[1]:
+        raise GraphError("target: is the source itself; give two different nodes")
+    found = evidence(graph, [source], target, max_paths, max_hops)
+    paths = tuple(tuple(graph.edge_at(edge) for edge in path) for path in found)
+    if not paths:
+        return ExplanationTask((), None, f"no path of at most {max_hops} edges joins the two")
+    part = graph.edge_subgraph({edge for path in found for edge in path}, [source, target])
+    records = Records(part)
+    names = [records.short_name(part.index_of(node_id)) for node_id in (source, target)]
+    asks = question if question is not None else QUESTION.format(source=names[0], target=names[1])
+    asked = asking.question(f"{asks}\n{FORM}", part, {"kind": "mentions"}, graph_mode)
+    return ExplanationTask(paths, asked)
