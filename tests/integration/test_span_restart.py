@@ -13,7 +13,7 @@ import pytest
 
 from tests.integration.helpers import FIXTURES
 from tests.serve.server_process import ServerProcess, wait_until
-from vglm import LLM, SamplingParams
+from vglm import LLM, Graph, SamplingParams
 from vglm.decode.sampling_params import SamplingParams as Params
 from vglm.engine.request import RequestKind
 from vglm.engine.span_cache import Span
@@ -101,6 +101,20 @@ def prompt_answer(llm: LLM) -> list[str]:
     return answers[0]
 
 
+def public_answer(llm: LLM) -> list[str]:
+    """The same through `generate(graph=...)`, with the graph's records as spans."""
+    nodes = [
+        {"id": f"n{i}", "name": text.split(" is ")[0], "type": "record", "text": text}
+        for i, text in enumerate(NODES)
+    ]
+    edges = [{"source": f"n{a}", "relation": relation, "target": f"n{b}"} for relation, a, b in EDGES]
+    graph = Graph.from_dict({"nodes": nodes, "edges": edges})
+    params = SamplingParams(max_tokens=8, temperature=0, logprobs=0)
+    (output,) = llm.generate([QUESTION], params, graph=graph, use_tqdm=False)
+    steps = output.outputs[0].logprobs or ()
+    return [float(entry.logprob).hex() for step in steps for entry in step.values()]
+
+
 def run(model: str, directory: Path, kv: str) -> dict[str, Any]:
     """What a process of its own answers, and what it took from disk."""
     process = subprocess.run(
@@ -114,15 +128,16 @@ def run(model: str, directory: Path, kv: str) -> dict[str, Any]:
 
 def main(model: str, directory: str, kv: str) -> None:
     """One of the processes: their spans are written when they end."""
-    llm = LLM(model, kv_cache_dtype=kv, span_cache_dir=directory, threads=2)
+    llm = LLM(model, kv_cache_dtype=kv, span_cache_dir=directory, threads=2, graph_mode="spans")
     graph, span_tokens = graph_answer(llm)
     prompt = prompt_answer(llm)
+    public = public_answer(llm)
     assert llm.engine.cache.stats.disk is not None
     disk, metrics = llm.engine.cache.stats.disk, llm.engine.metrics
     print(
         json.dumps(
             {
-                "graph": graph, "prompt": prompt, "span_tokens": span_tokens,
+                "graph": graph, "prompt": prompt, "public": public, "span_tokens": span_tokens,
                 "computed": metrics.prompt_tokens, "disk_tokens": disk.hit_tokens, "disk_spans": disk.hits,
                 "errors": disk.errors,
             }
@@ -137,6 +152,8 @@ def test_a_restart_finds_everything_on_disk(model: str, tmp_path: Path, kv: str)
     second = run(model, tmp_path, kv)
     assert second["graph"] == first["graph"]
     assert second["prompt"] == first["prompt"]
+    assert second["public"] == first["public"]
+    assert len(second["public"]) == 8
     assert second["disk_tokens"] >= second["span_tokens"] + 100, (
         "all of the graph, and the prompt's full blocks"
     )
