@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.graph import small_hpo
-from vglm.errors import GraphError
+from vglm.errors import GraphError, ModelError
 from vglm.graph.graph import Graph
 from vglm.graph.limits import Limits
 from vglm.graph.obo import parse_obo
+from vglm.model.pull import pull_hpo
 
 GENES = r"""format-version: 1.4
 ontology: go
@@ -101,3 +102,19 @@ def test_bytes_that_are_no_text_and_limits() -> None:
         Graph.from_obo(GENES, Limits(nodes=1))
     with pytest.raises(GraphError, match="no option 'kind'; it has node_type"):
         Graph.from_obo(GENES, kind="x")
+
+
+def test_the_human_phenotype_ontology_survives_every_format(tmp_path: Path) -> None:
+    try:
+        directory = pull_hpo(progress=False)
+    except ModelError as error:
+        pytest.skip(f"the ontology cannot be fetched here: {error}")
+    graph = Graph.load(directory / "hp.obo")
+    assert graph.num_nodes == 19_034
+    assert graph.name_of("HP:0001166") == "Arachnodactyly"
+    for name in ("hp.json", "hp.ttl", "hp.nt.gz", "hp.jsonld", "hp.graphml"):
+        graph.save(tmp_path / name)
+        assert Graph.load(tmp_path / name) == graph, name
+    assert Graph.from_networkx(graph.to_networkx()) == graph
+    graph.save(tmp_path / "hp.tsv")
+    assert Graph.load(tmp_path / "hp.tsv").to_triples() == graph.to_triples()

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vglm.errors import GraphError
@@ -139,11 +139,28 @@ def read_node_link(source: Source, limits: Limits) -> Graph:
 def write_node_link(graph: Graph) -> bytes:
     """Node-link JSON, a node or an edge a line."""
     nodes = ",\n".join(_dumped(node_item(node)) for node in graph.nodes())
-    edges = ",\n".join(_dumped(edge_item(edge)) for edge in graph.edges())
+    edges = ",\n".join(_edge_lines(graph))
     return f'{{"nodes": [\n{nodes}\n],\n"edges": [\n{edges}\n]}}\n'.encode()
 
 
-def _dumped(item: dict[str, Any]) -> str:
+def _edge_lines(graph: Graph) -> Iterator[str]:
+    """`edge_item` of every edge as JSON; each id, relation and set of attributes is written once, then copied."""
+    columns = graph.columns
+    ids = [_dumped(node_id) for node_id in columns.ids]
+    relations = [_dumped(name) for name in columns.relation_names]
+    attributes = [
+        f', "attributes": {_dumped(json.loads(text))}' if text else ""
+        for text in columns.edge_attribute_texts
+    ]
+    ends = columns.sources.tolist(), columns.relations.tolist(), columns.targets.tolist()
+    for source, relation, target, code in zip(*ends, columns.edge_attributes.tolist(), strict=True):
+        yield (
+            f'{{"source": {ids[source]}, "relation": {relations[relation]}, "target": {ids[target]}'
+            f"{attributes[code]}}}"
+        )
+
+
+def _dumped(item: dict[str, Any] | str) -> str:
     return json.dumps(item, ensure_ascii=False)
 
 
