@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from vglm.graph.strings import StringTable
 from vglm.graph.walks import walks
 from vglm.graph.words import words
 
+_Found = TypeVar("_Found")
 _PERCENTILES = (50, 90, 99)
 _LONGEST_NAME = 12  # words of names that questions are made of
 _SHORTEST_TYPO = 6  # letters of a word in which two are swapped
@@ -85,14 +86,22 @@ def _graph(work: Retrieval) -> Graph:
 def _index(graph: Graph) -> Table:
     table = Table(
         "index, built once for a graph",
-        [("part", "part", ""), ("seconds", "s", ".2f"), ("megabytes", "MB", ".1f")],
+        [
+            ("part", "part", ""),
+            ("seconds", "s", ".2f"),
+            ("cpu", "processor s", ".2f"),
+            ("megabytes", "MB", ".1f"),
+        ],
         notes=["the graph's own columns are not part of it"],
     )
-    for part, build in (("names", linker), ("edges both ways", walks)):
-        seconds = _seconds(lambda build=build: build(graph))  # type: ignore[misc]
+    parts: tuple[tuple[str, Callable[[Graph], object]], ...] = (("names", linker), ("edges both ways", walks))
+    for part, build in parts:
+        _, spent = _timed(build, graph)
         held = linker(graph).index.nbytes if part == "names" else walks(graph).nbytes
-        table.rows.append({"part": part, "seconds": seconds, "megabytes": held / 1e6})
-    table.rows.append({"part": "the graph", "seconds": None, "megabytes": graph.nbytes / 1e6})
+        table.rows.append(
+            {"part": part, "seconds": spent.seconds, "cpu": spent.processor, "megabytes": held / 1e6}
+        )
+    table.rows.append({"part": "the graph", "seconds": None, "cpu": None, "megabytes": graph.nbytes / 1e6})
     return table
 
 
@@ -141,15 +150,15 @@ def _linking(graph: Graph, questions: list[_Question]) -> Table:
         [("kind", "questions about", ""), *_time_columns(), ("linked", "asked for among them", ".1%")],
     )
     for kind in dict.fromkeys(question.kind for question in questions):
-        seconds, right, asked = [], 0, 0
+        spent: list[_Spent] = []
+        right = asked = 0
         for question in (q for q in questions if q.kind == kind):
-            begin = time.perf_counter()
-            mentions = link(graph, question.text)
-            seconds.append(time.perf_counter() - begin)
+            mentions, took = _timed(link, graph, question.text)
+            spent.append(took)
             found = {entity.id for mention in mentions for entity in mention.entities}
             right += len(found.intersection(question.entities))
             asked += len(set(question.entities))
-        table.rows.append({"kind": kind, **_times(seconds), "linked": right / asked})
+        table.rows.append({"kind": kind, **_times(spent), "linked": right / asked})
     return table
 
 
@@ -177,13 +186,13 @@ def _by_method(
     for method in get_args(Method):
         for kind in dict.fromkeys(question.kind for question in questions):
             chosen = [question.text for question in questions if question.kind == kind]
-            seconds: list[float] = []
+            spent: list[_Spent] = []
             found: list[Retrieved] = []
             for text in chosen:
-                begin = time.perf_counter()
-                found.append(retrieve(graph, text, hops=work.hops, budget=work.budget, method=method))
-                seconds.append(time.perf_counter() - begin)
-            times.rows.append({"method": method, "kind": kind, **_times(seconds)})
+                one, took = _timed(retrieve, graph, text, hops=work.hops, budget=work.budget, method=method)
+                found.append(one)
+                spent.append(took)
+            times.rows.append({"method": method, "kind": kind, **_times(spent)})
             sizes.rows.append({"method": method, "kind": kind, **_sizes(found)})
             advance()
     return [times, sizes]
@@ -206,15 +215,13 @@ def _sizes(found: list[Retrieved]) -> dict[str, Any]:
 def _edits(graph: Graph) -> Table:
     table = Table(
         "after an edit: until a new version answers questions",
-        [("edit", "edit", ""), ("seconds", "s", ".3f")],
+        [("edit", "edit", ""), ("seconds", "s", ".3f"), ("cpu", "processor s", ".3f")],
         notes=[f"the index of the version before exists; the median of {_EDITS}"],
     )
     for edit, changed in (("an edge", _without_edge), ("a name", _renamed)):
-        seconds = []
-        for number in range(_EDITS):
-            version = changed(graph, number)
-            seconds.append(prepare(version))
-        table.rows.append({"edit": edit, "seconds": float(np.median(seconds))})
+        spent = [_timed(prepare, changed(graph, number))[1] for number in range(_EDITS)]
+        seconds, cpu = (float(np.median(column)) for column in zip(*spent, strict=True))
+        table.rows.append({"edit": edit, "seconds": seconds, "cpu": cpu})
     return table
 
 
@@ -240,19 +247,25 @@ def _degrees(graph: Graph) -> Any:
     return np.bincount(np.concatenate((columns.sources, columns.targets)), minlength=1)
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
+class _Spent(NamedTuple):
+    seconds: float
+    processor: float  # seconds
+
+
+def _timed(work: Callable[..., _Found], *arguments: Any, **options: Any) -> tuple[_Found, _Spent]:
+    begin, cpu = time.perf_counter(), time.thread_time()
+    found = work(*arguments, **options)
+    return found, _Spent(time.perf_counter() - begin, time.thread_time() - cpu)
 
 
 def _time_columns() -> list[tuple[str, str, str]]:
-    return [(f"p{p}", f"p{p}", ".2f") for p in _PERCENTILES] + [
-        ("mean", "mean", ".2f"),
-        ("count", "measured", ",d"),
-    ]
+    shown = [(f"p{p}", f"p{p}", ".2f") for p in _PERCENTILES]
+    processor = [("cpu", "processor, mean", ".2f"), ("cpu_p99", "processor, p99", ".2f")]
+    return [*shown, ("mean", "mean", ".2f"), *processor, ("count", "measured", ",d")]
 
 
-def _times(seconds: list[float]) -> dict[str, Any]:
-    shown = {f"p{p}": float(np.percentile(seconds, p)) * 1e3 for p in _PERCENTILES}
-    return {**shown, "mean": float(np.mean(seconds)) * 1e3, "count": len(seconds)}
+def _times(spent: list[_Spent]) -> dict[str, Any]:
+    seconds, cpu = (np.array(column) * 1e3 for column in zip(*spent, strict=True))
+    shown = {f"p{p}": float(np.percentile(seconds, p)) for p in _PERCENTILES}
+    processor = {"cpu": float(cpu.mean()), "cpu_p99": float(np.percentile(cpu, 99))}
+    return {**shown, "mean": float(seconds.mean()), **processor, "count": len(spent)}

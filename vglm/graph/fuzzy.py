@@ -6,6 +6,7 @@ few names are compared, those that share most of their rare words with the quest
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,18 +14,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vglm.graph.name_index import KEY_WORDS, SHORTEST_FUZZY, NameIndex, word_features
+from vglm.graph.name_index import KEY_WORDS, NameIndex, may_be_misspelt, word_features
 from vglm.graph.words import FUNCTION_WORDS, INFLECTED, Word, similarity
 
 SIMILAR = 0.74  # least similarity of two words that may be one misspelt
 COVERED = 0.7  # least share of a name, by rarity of its words, that a question must have
 _LONG_ENOUGH = 6  # letters of a word that may be misspelt where no other word of the name stands beside it
 MAX_WORDS = 256  # of a question; the others are found only as they stand
-_LONGEST_FUZZY = 32  # letters
 _POSTINGS_OF_WORD = 800  # words looked at for one word
 _COMPARED_WORDS = 8
 _POSTINGS_OF_QUESTION = 20_000
 _COMPARED_NAMES = 64
+_ROMAN = re.compile("[ivx]+")
 _ANCHORS = 4  # places of a name's rarest word that are tried
 _REMEMBERED_WORDS = 50_000
 Alternatives = tuple[tuple[int, float], ...]  # (word, similarity)
@@ -77,7 +78,7 @@ class FuzzyNames:
         return known
 
     def _look_up_similar(self, text: str) -> Alternatives:
-        if not SHORTEST_FUZZY <= len(text) <= _LONGEST_FUZZY or text.isdigit():
+        if not may_be_misspelt(text):
             return ()
         index = self._index
         says = word_features(text, len(index.feature_starts) - 1)
@@ -138,6 +139,14 @@ class FuzzyNames:
                 best = match
         return best
 
+    def _is_another(self, own: list[int], used: dict[int, int], words: Sequence[Word]) -> bool:
+        """Whether a number or the like tells the name from what is said: "type 1 diabetes" is not type 2."""
+        covered = set(used.values())
+        if not any(_is_mark(self._index.vocabulary[number]) for number in own if number not in covered):
+            return False
+        around = range(max(min(used) - 1, 0), min(max(used) + 2, len(words)))
+        return any(_is_mark(words[place].text) for place in around if place not in used)
+
     def _stands_alone(self, spoken: str, number: int, alike: float) -> bool:
         """Whether one word, with no other beside it, is a misspelling: most short words are a letter from another."""
         meant = self._index.vocabulary[number]
@@ -170,8 +179,17 @@ class FuzzyNames:
             ((place, number),) = used.items()
             if not self._stands_alone(words[place].text, number, alike[number, place]):
                 return None
+        if self._is_another(own, used, words):
+            return None
         between = range(positions[0], positions[-1] + 1)
         strange = sum(1 for p in between if p not in used and words[p].text not in FUNCTION_WORDS)
         ordered = list(used) == positions
         score = covered / total * 0.85**strange * (1.0 if ordered else 0.97)
         return FuzzyMatch(entry, tuple(positions), score) if score >= COVERED else None
+
+
+def _is_mark(text: str) -> bool:
+    """Whether a word tells one of several things of one name from the others: a number, a letter."""
+    if text in FUNCTION_WORDS:
+        return False
+    return len(text) == 1 or any(map(str.isdigit, text)) or _ROMAN.fullmatch(text) is not None

@@ -7,6 +7,7 @@ one name or alias of one node; words are folded (see `words`) and numbered in so
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -22,7 +23,8 @@ from vglm.graph.words import words
 
 KEY_WORDS = 32  # of a longer name only the first ones are looked up; the rest is compared
 SHORTEST_FUZZY = 4  # letters of a word that may be misspelt
-_LONGEST_FUZZY = 64
+LONGEST_FUZZY = 32
+_DIGIT = re.compile(r"\d")
 _BASE = 0x9E3779B97F4A7C15
 _BASE_INVERSE = np.uint64(pow(_BASE, -1, 1 << 64))
 _DELETE_SAYS = 3  # how many trigrams a word with one letter less is worth
@@ -299,7 +301,12 @@ def num_feature_lists(num_words: int) -> int:
 
 def fuzzy_words(vocabulary: list[str]) -> list[int]:
     """Positions of the words that may be misspelt."""
-    return [i for i, word in enumerate(vocabulary) if SHORTEST_FUZZY <= len(word) <= _LONGEST_FUZZY]
+    return [i for i, word in enumerate(vocabulary) if may_be_misspelt(word)]
+
+
+def may_be_misspelt(word: str) -> bool:
+    """Whether a word has a fit length and no digits: of codes, one that differs in a digit names something else."""
+    return SHORTEST_FUZZY <= len(word) <= LONGEST_FUZZY and _DIGIT.search(word) is None
 
 
 def feature_pairs(vocabulary: list[str], num_lists: int) -> tuple[Longs, Longs]:

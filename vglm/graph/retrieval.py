@@ -132,7 +132,7 @@ def prepare(graph: Graph, directory: str | Path | None = None) -> float:
     """
     started = time.perf_counter()
     index = shared_index(graph, directory)  # kept until the linker has it
-    linker(graph)
+    _ = linker(graph).shared_names
     del index
     walks(graph)
     return time.perf_counter() - started
