@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vglm.decode.structured import StructuredOutputs
     from vglm.errors import ConfigError, GraphError, ModelError, RequestError, VGLMError
     from vglm.graph.graph import Edge, Graph, Node
+    from vglm.graph.store import GraphStore
     from vglm.llm import LLM
     from vglm.tasks.asking import GraphQuery
 
@@ -47,6 +48,7 @@ _HOME = {
     **dict.fromkeys(("Graph", "Node", "Edge"), "vglm.graph.graph"),
     "GraphOutput": "vglm.decode.graph_outputs",
     "GraphQuery": "vglm.tasks.asking",
+    "GraphStore": "vglm.graph.store",
     "Grounding": "vglm.decode.grounded",
 }
 
@@ -61,6 +63,7 @@ __all__ = [
     "GraphError",
     "GraphOutput",
     "GraphQuery",
+    "GraphStore",
     "Grounding",
     "Logprob",
     "ModelError",
