@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
@@ -15,10 +16,11 @@ from tests.graph.strategies import graphs
 from vglm.errors import GraphError
 from vglm.graph.build import GraphBuilder
 from vglm.graph.graph import Graph
+from vglm.graph.name_index import NameIndex
 from vglm.graph.paths import EvidencePath, evidence
 from vglm.graph.records import Records, shared_names_of
 from vglm.graph.retrieval import NO_ENTITY, Retrieved, prepare, retrieve
-from vglm.graph.search import MAX_FOUND, WORK
+from vglm.graph.search import MAX_FOUND, MAX_MET, WORK
 from vglm.graph.selection import MAX_MISSES
 from vglm.graph.spans import record_pieces, sequential_text
 from vglm.graph.token_counts import estimate_tokens
@@ -380,7 +382,7 @@ def test_a_search_that_is_ended_says_so() -> None:
     found = retrieve(graph, "n00001", method="khop", hops=6)
     check_size = found.graph.num_nodes + found.left_out.nodes
     assert MAX_FOUND < check_size < nodes
-    assert f"ended after {WORK:,} edges, so there is more" in found.left_out.why
+    assert f"ended after {WORK:,} edges or {MAX_MET:,} nodes, so there is more" in found.left_out.why
     assert found.tokens <= 1024
 
 
@@ -434,9 +436,22 @@ def test_a_long_question_is_said() -> None:
     assert ids(found.graph) >= {"d1"}
 
 
-def test_prepare_is_done_once() -> None:
-    graph = made([(0, "r", 1)], True)
+def test_prepare_builds_the_index_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    builds: list[int] = []
+    build = NameIndex.build
+    monkeypatch.setattr(NameIndex, "build", lambda graph: builds.append(1) or build(graph))
+    graph = Graph.from_triples([(f"an entity {i}", "r", f"an entity {i + 1}") for i in range(3_000)])
     assert prepare(graph) > 0
-    counted = []
-    retrieve(graph, "n00", count_tokens=lambda text: counted.append(text) or 1)
-    assert counted
+    assert retrieve(graph, "an entity 7 and an entity 9").paths
+    prepare(graph)
+    assert builds == [1]
+
+
+def test_threads_get_the_same() -> None:
+    """The first question builds the index; all of them come at once."""
+    rng = random.Random(9)
+    graph = made([(rng.randrange(20), rng.choice("rst"), rng.randrange(20)) for _ in range(60)], True)
+    questions = [f"what of n{i:02}, n{(i * 7) % 20:02} and nn{i % 5}?" for i in range(20)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda question: retrieve(graph, question, budget=99), questions))
+    assert found == [retrieve(graph, question, budget=99) for question in questions]

@@ -23,7 +23,7 @@ from vglm.graph.limits import shown
 from vglm.graph.linking import MAX_QUESTION_CHARACTERS, LinkedEntity, Mention, linker, shared_index
 from vglm.graph.paths import EvidencePath, NodePath, check_number
 from vglm.graph.records import DEFAULT_RECORD, RecordOptions, Records
-from vglm.graph.search import WORK, Method, Start, Surroundings, look_around
+from vglm.graph.search import MAX_MET, WORK, Method, Start, Surroundings, look_around
 from vglm.graph.selection import UNREAD, Neighborhood, Selection, grow
 from vglm.graph.token_counts import CountTokens, estimate_tokens
 from vglm.graph.walks import DEGREE_CAP, Scope, walks
@@ -173,7 +173,7 @@ def _left_out(
             f"{around.not_followed:,} edges of nodes with more than {DEGREE_CAP:,} edges were not followed"
         )
     if not around.complete:
-        why.append(f"the search was ended after {WORK:,} edges, so there is more")
+        why.append(f"the search was ended after {WORK:,} edges or {MAX_MET:,} nodes, so there is more")
     if len(question) > MAX_QUESTION_CHARACTERS:
         why.append(f"the question was read up to character {MAX_QUESTION_CHARACTERS:,}")
     best_id = None if best is None else graph.columns.ids[best]

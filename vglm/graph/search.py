@@ -17,6 +17,7 @@ from vglm.graph.walks import RESTART, Scope, Walked, walks
 
 Method = Literal["auto", "ppr", "khop", "paths"]
 MAX_FOUND = 2_000  # nodes of a neighbourhood that are looked at, the best ones
+MAX_MET = 20_000  # nodes that a walk by distance may meet
 WORK = 100_000  # edges that a walk, or all searches for paths, may look at: about a millisecond
 _MAX_SEEDS = 64  # entities that are looked around
 _PATH_ENTITIES = 6  # entities between which paths are looked for
@@ -110,7 +111,7 @@ def _ranked(graph: Graph, start: Start, hops: int, method: Method, scope: Scope)
         return Walked(
             ranked.nodes[order], ranked.hops[order], scores[order], ranked.passed_over, ranked.complete
         )
-    near = walk.neighborhood(start.seeds, hops, 10 * MAX_FOUND, scope, max_work=WORK)
+    near = walk.neighborhood(start.seeds, hops, MAX_MET, scope, max_work=WORK)
     scores = _scores_of(
         near.nodes, Walked(ranked.nodes, ranked.hops, scores, ranked.passed_over, ranked.complete)
     )
