@@ -110,15 +110,6 @@ class GraphBuilder:
             code = self.attributes_code({} if attributes is None else attributes, where)
         self.append_checked(start, label, end, code)
 
-    def add_seen_edge(self, source: object, relation: object, target: object) -> bool:
-        """`add_edge` without attributes if every value has been seen, and so checked, before; else False."""
-        if not (isinstance(source, str) and isinstance(relation, str) and isinstance(target, str)):
-            return False
-        if source not in self._ids or target not in self._ids or relation not in self._relations:
-            return False
-        self.append_checked(source, relation, target, 0)
-        return True
-
     def append_checked(self, source: str, relation: str, target: str, code: int) -> None:
         """`add_edge` for a reader that has checked every value already, and has millions of them."""
         if len(self._edges[0]) >= self._limits.edges:

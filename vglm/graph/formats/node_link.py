@@ -19,6 +19,7 @@ from vglm.graph.limits import Limits, shown
 NODE_FIELDS = frozenset({"id", "name", "type", "text", "aliases", "attributes"})
 EDGE_FIELDS = frozenset({"source", "relation", "target", "attributes"})
 _PLAIN_EDGE = frozenset({"source", "relation", "target"})
+_BATCH = 1 << 14
 
 
 def graph_from_dict(data: Mapping[str, Any], limits: Limits) -> Graph:
@@ -33,11 +34,23 @@ def graph_from_dict(data: Mapping[str, Any], limits: Limits) -> Graph:
     builder = GraphBuilder(limits)
     for position, item in enumerate(_items(data, "nodes")):
         add_node_item(builder, item, f"nodes[{position}]")
-    for position, item in enumerate(_items(data, edge_names)):
-        plain = type(item) is dict and item.keys() == _PLAIN_EDGE
-        if not (plain and builder.add_seen_edge(item["source"], item["relation"], item["target"])):
-            add_edge_item(builder, item, f"{edge_names}[{position}]")
+    items = _items(data, edge_names)
+    for first in range(0, len(items), _BATCH):
+        _add_edges(builder, items[first : first + _BATCH], first, edge_names)
     return builder.build(edge_names)
+
+
+def _add_edges(builder: GraphBuilder, items: Sequence[Any], first: int, name: str) -> None:
+    """Adds some edges, of which the first is `name[first]`: at once where none has any attributes."""
+    if set(map(type, items)) == {dict} and all(item.keys() == _PLAIN_EDGE for item in items):
+        sources, relations, targets = (
+            [item[field] for item in items] for field in ("source", "relation", "target")
+        )
+        if all(set(map(type, column)) == {str} for column in (sources, relations, targets)):
+            builder.add_triples(sources, relations, targets, lambda i: f"{name}[{first + i}]")
+            return
+    for position, item in enumerate(items, first):
+        add_edge_item(builder, item, f"{name}[{position}]")
 
 
 def add_node_item(builder: GraphBuilder, item: object, where: str) -> str:
