@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from vglm.decode.outputs import CandidateScore
-from vglm.engine.tree import MAX_CANDIDATES, Tree
+from vglm.engine.tree import Tree
+from vglm.engine.trie import MAX_CANDIDATES
 from vglm.errors import RequestError
 from vglm.model.tokenizer import Tokenizer
 from vglm.prompts import token_ids

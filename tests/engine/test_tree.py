@@ -282,32 +282,56 @@ def test_two_trees_at_once() -> None:
     assert_empty(engine)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_random_trees_in_random_traffic(data: st.DataObject) -> None:
-    token = st.integers(0, 3)
+    """Pools with as few blocks as may be, other requests that come and take some, compaction in between."""
+    token = st.integers(0, data.draw(st.integers(1, 4)))
     candidates = data.draw(st.lists(st.lists(token, min_size=1, max_size=12), min_size=1, max_size=25))
     text = prompt(data.draw(st.integers(1, 12)), 5)
+    block_size = data.draw(st.sampled_from([1, 2, 3, 4, 16]))
+    longest = max(len(text) + max(map(len, candidates)) - 1, 9)
+    least = -(-longest // block_size) + (len(text) % block_size > 0)
     engine = make_engine(
-        data.draw(st.integers(8, 30)),
-        max_model_len=28,
+        least + data.draw(st.sampled_from([0, 0, 1, 2, 5, 20])),
+        block_size,
+        max_model_len=longest,
         max_num_seqs=data.draw(st.integers(1, 4)),
         max_num_batched_tokens=data.draw(st.integers(4, 40)),
         prefix_caching=data.draw(st.booleans()),
     )
     request = tree(engine, text, candidates, priority=data.draw(st.integers(-1, 1)))
-    arrivals = data.draw(st.integers(0, 6))
+    arrivals = data.draw(st.integers(0, 4))
     steps = 0
     while engine.has_unfinished or arrivals:
         if arrivals and data.draw(st.booleans()):
             arrivals -= 1
-            engine.add_request(f"o{arrivals}", prompt(arrivals + 3, arrivals), greedy(8))
+            options: dict[str, Any] = {"priority": data.draw(st.integers(-1, 1))}
+            engine.add_request(f"o{arrivals}", prompt(4, arrivals), greedy(3), **options)
         if data.draw(st.integers(0, 9)) == 0:
             engine.compact()
         engine.step()
         engine.check_integrity()
         steps += 1
         assert steps < 3000, "no progress"
+    assert_same(scores_of(request), one_by_one(text, candidates))
+    assert_empty(engine)
+
+
+def test_a_neighbour_does_not_keep_a_tree_from_going_on() -> None:
+    """With hardly any memory, what the tree computes again must not be lost before it is used."""
+    candidates = [
+        [3, 3, 5, 4, 3, 1, 5], [2, 5, 1, 4, 2, 2, 5], [2], [5, 2, 2, 2, 3, 3, 5, 2], [3, 3, 1, 3], [6, 1], [2, 6],
+        [3, 3, 3, 5, 5, 1, 3, 4, 6], [5, 3, 5, 6, 1, 4, 2, 3], [4, 6, 3, 6, 6, 1], [1, 4, 2, 1, 6, 1, 1, 2, 1],
+        [3, 4, 6, 1, 5], [3, 4], [4, 4, 2], [2, 4, 4], [1, 1, 2], [3, 5, 3, 3, 5, 6, 5], [2, 5, 2, 5, 5, 3, 4, 5],
+        [1, 5, 1, 3, 3], [4, 1, 2, 6, 1, 3, 2], [3, 3, 3, 5, 3, 3, 5, 2, 1], [6, 2, 2, 2],
+    ]  # fmt: skip
+    text = prompt(11, 80)
+    engine = make_engine(8, 3, max_model_len=19, max_num_seqs=3, max_num_batched_tokens=5)
+    request = tree(engine, text, candidates)
+    others = [engine.add_request(f"o{i}", prompt(4, i), greedy(3)) for i in range(2)]
+    drain(engine, limit=300)
+    assert all(other.error is None for other in others)
     assert_same(scores_of(request), one_by_one(text, candidates))
     assert_empty(engine)
 

@@ -22,7 +22,8 @@ from vglm.engine.results import take_over
 from vglm.engine.scheduler import Scheduled, Scheduler, SchedulerConfig
 from vglm.engine.span_cache import Span, SpanCache, SpanKeys
 from vglm.engine.step import Executor, RowKind, StepBatch, StepBuilder, StepResult
-from vglm.engine.tree import make_tree
+from vglm.engine.tree import Tree
+from vglm.engine.trie import make_trie
 from vglm.engine.waiting import parse_priority
 from vglm.errors import ConfigError, RequestError
 
@@ -157,7 +158,7 @@ class EngineCore:
         )
         if kind is RequestKind.TREE:
             room = self.config.max_model_len - first_position - len(request.prompt_token_ids)
-            request.tree = make_tree(candidates, self.config.vocab_size, room + 1)
+            request.tree = Tree(make_trie(candidates, self.config.vocab_size, room + 1))
         check_request(request, self.config, self.cache)
         make_sequences(request, self.config, self.cache)
         self.blocks.keys(request.sequences[0])  # here, so that the scheduler does not have to hash the prompt

@@ -7,6 +7,10 @@
 Each token of the trie is predicted by the one before it. The last token of a leaf predicts nothing that is wanted, so it
 is never computed: the work of a trie is fewer rows than it has tokens, and one row predicts the first tokens of all
 branches that begin after it.
+
+A **run** is what is computed in one go: a branch and, at each fork, the child that needs the most steps after it; the
+other children are runs of their own, which need its keys and values. So the steps one after the other are as few as can be
+(the Horton-Strahler number of the trie; Strahler, Trans. AGU 38, 1957), log2 of the number of candidates at most.
 """
 
 from __future__ import annotations
@@ -15,20 +19,25 @@ from collections.abc import Sequence as Seq
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
-IntArray = npt.NDArray[np.int32]
-FloatArray = npt.NDArray[np.float32]
+from vglm.engine.request import FloatArray
+from vglm.errors import RequestError
+
+MAX_CANDIDATES = 65_536
+MAX_CANDIDATE_TOKENS = 1 << 20  # of all candidates together
 
 
 class Branch:
     """A run of tokens between two forks.
 
     `start`: tokens of the trie before it on its path. `first`: number of its first token among all tokens of the trie;
-    the others follow it. `heads` and `head_numbers`: ids and numbers of the first tokens of its children.
+    the others follow it. `heads` and `head_numbers`: ids and numbers of the first tokens of its children. `next`: the
+    child that a run goes on to, None at its end; `run_rows`: tokens to compute from here to the end of the run.
     """
 
-    __slots__ = ("children", "first", "head_numbers", "heads", "parent", "start", "tokens")
+    __slots__ = (
+        "children", "first", "head_numbers", "heads", "next", "parent", "run_rows", "start", "tokens",
+    )  # fmt: skip
 
     def __init__(self, tokens: list[int], start: int, first: int, parent: Branch | None) -> None:
         self.tokens = tokens
@@ -38,6 +47,8 @@ class Branch:
         self.children: list[Branch] = []
         self.heads: list[int] = []
         self.head_numbers: list[int] = []
+        self.next: Branch | None = None
+        self.run_rows = 0
 
     @property
     def end(self) -> int:
@@ -84,11 +95,7 @@ class CandidateTrie:
         np.cumsum([len(candidate) for candidate in candidates], out=self._starts[1:])
         self._numbers = np.zeros(int(self._starts[-1]), np.int32)  # of each token of each candidate
         self._build([list(candidate) for candidate in candidates])
-        self.num_rows = 0
-        for branch in self.branches():
-            branch.heads = [child.tokens[0] for child in branch.children]
-            branch.head_numbers = [child.first for child in branch.children]
-            self.num_rows += branch.num_rows if branch is not self.root else 0
+        self.num_rows = self._plan()
 
     def _build(self, candidates: list[list[int]]) -> None:
         """Add the candidates in sorted order: each one forks off the path of the one before it."""
@@ -112,6 +119,23 @@ class CandidateTrie:
             self._numbers[self._starts[index] : self._starts[index + 1]] = numbers
             before = tokens
 
+    def _plan(self) -> int:
+        """Divide the trie into runs; returns the tokens to compute."""
+        steps: dict[Branch, int] = {}  # that a branch and what comes after it need, one after the other
+        num_rows = 0
+        for branch in reversed(self.branches()):
+            branch.heads = [child.tokens[0] for child in branch.children]
+            branch.head_numbers = [child.first for child in branch.children]
+            if branch is self.root:
+                break
+            needs = sorted((steps[child] for child in branch.children), reverse=True)
+            steps[branch] = max([int(branch.num_rows > 0), *needs[:1], *(n + 1 for n in needs[1:2] if n)])
+            if needs and needs[0]:
+                branch.next = max(branch.children, key=steps.__getitem__)
+            branch.run_rows = branch.num_rows + (branch.next.run_rows if branch.next is not None else 0)
+            num_rows += branch.num_rows
+        return num_rows
+
     def branches(self) -> list[Branch]:
         """All branches, a parent before its children."""
         found = [self.root]
@@ -134,3 +158,41 @@ def common_prefix(a: Seq[int], b: Seq[int]) -> int:
             break
         length += 1
     return length
+
+
+def make_trie(candidates: Seq[Seq[int]], vocab_size: int, longest: int) -> CandidateTrie:
+    """The trie of the candidates of a request. Raises RequestError when they are none, too many, longer than `longest`
+    tokens, or no token ids.
+    """
+    if not candidates:
+        raise RequestError("there are no candidates; give at least one", "candidates")
+    if len(candidates) > MAX_CANDIDATES:
+        raise RequestError(
+            f"there are {len(candidates)} candidates; at most {MAX_CANDIDATES} can be scored at once",
+            "candidates",
+        )
+    lengths = [len(candidate) for candidate in candidates]
+    if not all(lengths):
+        raise RequestError(f"candidate {lengths.index(0)} is empty; give at least one token", "candidates")
+    if max(lengths) > longest:
+        index = lengths.index(max(lengths))
+        raise RequestError(
+            f"candidate {index} has {lengths[index]} tokens; max_model_len leaves room for {max(0, longest)} after "
+            "this prompt",
+            "candidates",
+        )
+    if sum(lengths) > MAX_CANDIDATE_TOKENS:
+        raise RequestError(
+            f"the candidates have {sum(lengths)} tokens; at most {MAX_CANDIDATE_TOKENS} can be scored at once",
+            "candidates",
+        )
+    flat = np.array([token for candidate in candidates for token in candidate])
+    if flat.dtype.kind not in "iu" or flat.ndim != 1:
+        raise RequestError("candidates must be lists of whole numbers, the token ids", "candidates")
+    if (wrong := np.flatnonzero((flat < 0) | (flat >= vocab_size))).size:
+        index = int(np.searchsorted(np.cumsum(lengths), wrong[0], side="right"))
+        raise RequestError(
+            f"candidate {index} has token id {flat[wrong[0]]}; the vocabulary has ids 0 to {vocab_size - 1}",
+            "candidates",
+        )
+    return CandidateTrie(candidates)
