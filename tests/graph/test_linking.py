@@ -402,6 +402,8 @@ def test_known_ids() -> None:
         (["x" * 10_000_000], r"\(10000000 characters\)"),
         ([None], "the id None$"),
         ("d1", "expected a list of node ids, found 'd1'"),
+        ({"d1"}, "expected a list of node ids, found a set"),
+        (7, "expected a list of node ids, found 7"),
         (["d1"] * 300, "300 ids, the limit is 256"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -19,13 +19,13 @@ _LONGEST = 64  # characters of ids that are compared
 _SIMILAR = 0.7
 
 
-def known_nodes(graph: Graph, ids: Collection[str], where: str) -> Ints:
+def known_nodes(graph: Graph, ids: Sequence[str], where: str) -> Ints:
     """Indices int32[n] of some ids, in their order, none twice.
 
     Raises GraphError for an id that the graph does not have, naming the closest ones; `where` is what the message
     calls the list.
     """
-    if isinstance(ids, str):
+    if isinstance(ids, str | bytes) or not isinstance(ids, Sequence):  # a set would have another order each time
         raise GraphError(f"{where}: expected a list of node ids, found {shown(ids)}")
     if len(ids) > MAX_IDS:
         raise GraphError(f"{where}: {len(ids):,} ids, the limit is {MAX_IDS}")

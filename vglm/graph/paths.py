@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -53,8 +53,8 @@ class NodePath:
 
 def evidence(
     graph: Graph,
-    sources: Collection[str],
-    answer: str | Collection[str],
+    sources: Sequence[str],
+    answer: str | Sequence[str],
     max_paths: int = 5,
     max_hops: int = 4,
 ) -> list[EvidencePath]:

@@ -8,7 +8,7 @@ what does not fit is said. The result depends on the graph's content, the questi
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
@@ -75,7 +75,7 @@ def retrieve(
     graph: Graph,
     question: str,
     *,
-    entities: Collection[str] | None = None,
+    entities: Sequence[str] | None = None,
     hops: int = 2,
     budget: int = 1024,
     count_tokens: CountTokens = estimate_tokens,
