@@ -13,6 +13,7 @@ from vglm.errors import ConfigError
 _SERVER = "Server"
 _LIMITS = "Limits"
 _POLICY = "Scheduling"
+_GRAPHS = "Graphs"
 _WATCH = "Logs, metrics and traces"
 
 EPILOG = (
@@ -56,6 +57,19 @@ def serve(
     drain_timeout: Annotated[
         float, typer.Option(help="Seconds for requests in flight after SIGTERM.", rich_help_panel=_SERVER)
     ] = 30.0,
+    graph_store: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep named graphs in this file (default: as vglm graph does).", rich_help_panel=_GRAPHS
+        ),
+    ] = None,
+    no_graph_store: Annotated[
+        bool, typer.Option("--no-graph-store", help="Store no graphs.", rich_help_panel=_GRAPHS)
+    ] = False,
+    graph: Annotated[
+        list[str] | None,
+        typer.Option(help="Load NAME=FILE into the store first; may be repeated.", rich_help_panel=_GRAPHS),
+    ] = None,
     max_queue: Annotated[
         int, typer.Option(help="Completions that may wait; more get 429.", rich_help_panel=_LIMITS)
     ] = 8192,
@@ -164,12 +178,16 @@ def serve(
         metrics_prefix=metrics_prefix,
         metrics_open=not metrics_need_key,
         otlp_endpoint=otlp_endpoint,
+        graph_store=graph_store,
+        has_graph_store=not no_graph_store,
+        graphs=graph or [],
     )
 
 
 def run(model: str, engine: dict[str, Any], **options: Any) -> None:
     """Serve, and exit with the server's status."""
     try:
+        from vglm.serve.graph_service import parse_graph_option
         from vglm.serve.options import ServeOptions
         from vglm.serve.server import serve as run_server
     except ModuleNotFoundError as error:
@@ -178,4 +196,5 @@ def run(model: str, engine: dict[str, Any], **options: Any) -> None:
         raise ConfigError(
             f"the server needs the package {error.name}, which is not installed: pip install 'vglm[serve]'"
         ) from error
+    options["graphs"] = tuple(map(parse_graph_option, options.pop("graphs", ())))
     raise typer.Exit(run_server(model, engine, ServeOptions(**options)))

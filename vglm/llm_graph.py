@@ -110,7 +110,7 @@ class GraphTasks:
         The model reads the paths and nothing else, and every name that it puts in [brackets] is an entity of theirs.
         Without a path there is no text, and `reason` says so. Raises GraphError and RequestError that name the argument.
         """
-        from vglm.tasks.explanation import Explained, explanation_task
+        from vglm.tasks.explanation import explanation_task
 
         llm = _llm(self)
         task = explanation_task(
@@ -124,10 +124,10 @@ class GraphTasks:
             graph_mode=graph_mode,
         )
         if task.asked is None:
-            return Explained(task.paths, reason=task.reason)
+            return task.explained("", None, None)
         (output,) = llm._complete([task.asked.prompt], sampling_params, False, [task.asked])
         said = output.outputs[0]
-        return Explained(task.paths, said.text, "", said.finish_reason, said.graph)
+        return task.explained(said.text, said.finish_reason, said.graph)
 
     def _rank(self, task: RankingTask) -> Ranked:
         llm = _llm(self)

@@ -21,9 +21,18 @@ TIMEOUT = 120.0  # seconds after which an answer does not come any more
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[ServerProcess]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """`vglm serve` of the small model, without keys, for all tests of the session."""
-    with ServerProcess("--kv-cache-memory", KV_MEMORY, "--max-model-len", str(MAX_MODEL_LEN)) as process:
+    store = tmp_path_factory.mktemp("graphs") / "graphs.db"
+    options = (
+        "--kv-cache-memory",
+        KV_MEMORY,
+        "--max-model-len",
+        str(MAX_MODEL_LEN),
+        "--graph-store",
+        str(store),
+    )
+    with ServerProcess(*options) as process:
         yield process
         assert process.alive, f"the server has died: {process.errors()}"
 

@@ -88,13 +88,17 @@ class RequestRecord:
 
     @property
     def prompt_tokens(self) -> int | None:
-        """Of all prompts; None when there was none."""
-        return sum(len(r.prompt_token_ids) for r in self.requests) if self.requests else None
+        """Of all prompts with their graphs; None when there was none."""
+        if not self.requests:
+            return None
+        return sum(len(r.prompt_token_ids) + r.num_context_tokens for r in self.requests)
 
     @property
     def cached_tokens(self) -> int | None:
         """Prompt tokens whose KV was cached."""
-        return sum(r.num_cached_tokens for r in self.requests) if self.requests else None
+        if not self.requests:
+            return None
+        return sum(r.num_cached_tokens + r.num_cached_context_tokens for r in self.requests)
 
     @property
     def completion_tokens(self) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache, partial
@@ -11,7 +12,18 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from vglm import __version__
-from vglm.serve import chat, completions, embeddings, info, monitoring, responses, score, tokens
+from vglm.serve import (
+    chat,
+    completions,
+    embeddings,
+    graph_tasks,
+    graphs,
+    info,
+    monitoring,
+    responses,
+    score,
+    tokens,
+)
 from vglm.serve.access_log import AccessLog
 from vglm.serve.auth import OPEN_PATHS, ApiKeys, Authentication
 from vglm.serve.errors import install_error_handlers
@@ -27,6 +39,8 @@ ROUTERS = (
     responses.router,
     embeddings.router,
     score.router,
+    graphs.router,
+    graph_tasks.router,
     tokens.router,
     info.router,
     monitoring.router,
@@ -43,6 +57,7 @@ def create_app(serving: Serving) -> FastAPI:
             yield
         finally:
             await serving.engine.stop()
+            await asyncio.to_thread(serving.graphs.close)
 
     app = FastAPI(
         title="vGLM",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
@@ -14,6 +14,8 @@ from vglm.decode.sampling_params import SamplingParams
 from vglm.errors import RequestError
 from vglm.serve import conversation
 from vglm.serve.errors import params_named
+from vglm.serve.graph_requests import ENGINE_NAMES, GraphAnswers, ask, check_graph_fields, constraints_of
+from vglm.serve.json_body import JSONBodyRoute
 from vglm.serve.schemas.chat import AssistantMessage, ChatAnswer, ChatRequest
 from vglm.serve.schemas.common import MAX_INT32
 from vglm.serve.serving import Serving, answer, of, refuse_given
@@ -24,6 +26,9 @@ from vglm.serve.tool_calls import CallNews, ToolCall, ToolCallReader
 from vglm.serve.tools import tool_use
 from vglm.serve.usage import usage_of
 
+if TYPE_CHECKING:
+    from vglm.tasks.asking import Asked, GraphSource
+
 NOT_SUPPORTED = {
     "functions": "give tools instead",
     "function_call": "give tool_choice instead",
@@ -31,7 +36,7 @@ NOT_SUPPORTED = {
     "chat_template": "the model brings its own; chat_template_kwargs are passed to it",
 }
 
-router = APIRouter(tags=["chat"])
+router = APIRouter(tags=["chat"], route_class=JSONBodyRoute)
 
 
 @router.post("/v1/chat/completions", response_model=ChatAnswer)
@@ -42,24 +47,68 @@ async def chat_completions(body: ChatRequest, http: HttpRequest) -> Response:
     params = _params(body)
     tools = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)
     messages = conversation.plain_messages(body.messages)
-    prompt = await conversation.encode(
-        serving,
+    check_graph_fields(body, tools)
+    options = await serving.request_options(body, tools)
+    told = conversation.Told(
         messages,
         tools,
-        body.chat_template_kwargs,
-        add_generation_prompt=body.add_generation_prompt is not False,
-        continue_final_message=bool(body.continue_final_message),
+        body.chat_template_kwargs or {},
+        {
+            "add_generation_prompt": body.add_generation_prompt is not False,
+            "continue_final_message": bool(body.continue_final_message),
+        },
     )
-    options = await serving.request_options(body, tools)
-    with params_named({"prompt": "messages"}):
-        stream = serving.generation(http, [prompt], params, stream=bool(body.stream), **options)
+    graphs: GraphAnswers | None = None
+    with params_named({"prompt": "messages", **ENGINE_NAMES}):
+        if body.graph is not None:
+            stream, graphs = await _with_graph(serving, http, body, told, params, options)
+        else:
+            prompt = await conversation.encode_told(serving, told)
+            stream = serving.generation(http, [prompt], params, stream=bool(body.stream), **options)
     echoed = messages[-1]["content"] if body.echo and isinstance(body.messages[-1], AssistantMessage) else ""
     chat = _Chat(
-        serving, body, model, f"chatcmpl-{serving.request_id(http)}", stream, echoed, tools is not None
+        serving,
+        body,
+        model,
+        f"chatcmpl-{serving.request_id(http)}",
+        stream,
+        echoed,
+        tools is not None,
+        graphs,
     )
     if body.stream:
         return serving.respond(http, stream, chat.events())
-    return answer(chat.answer(await serving.complete(http, stream)))
+    increments = await serving.complete(http, stream)
+    if graphs is not None:
+        await graphs.read(increments)
+    return answer(chat.answer(increments))
+
+
+async def _with_graph(
+    serving: Serving,
+    http: HttpRequest,
+    body: ChatRequest,
+    told: conversation.Told,
+    params: SamplingParams,
+    options: dict[str, Any],
+) -> tuple[Stream, GraphAnswers]:
+    """The stream of a conversation about a graph, and what will be said of the graph."""
+
+    def one(source: GraphSource, constraint: Any, mode: str) -> list[Asked]:
+        return [conversation.ask(serving, told, source, constraint, mode)]
+
+    asked = await ask(serving, body, one)
+    prompts = [asked[0].prompt]
+    stream = await serving.graphs.run(
+        serving.generation,
+        http,
+        prompts,
+        params,
+        stream=bool(body.stream),
+        **constraints_of(asked),
+        **options,
+    )
+    return stream, GraphAnswers(serving, stream, asked, body.n or 1, body.return_graph)
 
 
 def _params(body: ChatRequest) -> SamplingParams:
@@ -90,9 +139,11 @@ class _Chat:
         stream: Stream,
         echoed: str,
         reads_calls: bool,
+        graphs: GraphAnswers | None,
     ) -> None:
         self._body = body
         self._stream = stream
+        self._graphs = graphs
         self._echoed = echoed
         self._names = TokenNames(serving.llm.tokenizer, bool(body.return_tokens_as_token_ids))
         self._head = {"id": answer_id, "created": int(time.time()), "model": model}
@@ -108,6 +159,8 @@ class _Chat:
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The chunks of a streamed answer."""
         async for increments in self._stream.increments():
+            if self._graphs is not None:
+                await self._graphs.read(increments)
             if events := b"".join(map(self._event, increments)):
                 yield events
         if self._body.wants_usage:
@@ -173,6 +226,8 @@ class _Chat:
                 fields["finish_reason"] = "tool_calls"
         if body.return_token_ids:
             fields["token_ids"] = increment.token_ids
+        if self._graphs is not None:
+            fields |= self._graphs.fields(increment.index)
         return fields
 
     def _read(self, increment: Increment) -> tuple[str, list[CallNews]]:

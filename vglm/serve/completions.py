@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
-from typing import Any
+from collections.abc import AsyncGenerator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
@@ -13,7 +13,10 @@ from starlette.responses import Response
 from vglm.decode.sampling_params import SamplingParams
 from vglm.engine.request import Request
 from vglm.errors import RequestError
-from vglm.prompts import EncodedPrompt
+from vglm.prompts import EncodedPrompt, is_single
+from vglm.serve.errors import params_named
+from vglm.serve.graph_requests import ENGINE_NAMES, GraphAnswers, ask, check_graph_fields, constraints_of
+from vglm.serve.json_body import JSONBodyRoute
 from vglm.serve.schemas.common import Usage
 from vglm.serve.schemas.completions import (
     CompletionAnswer,
@@ -27,9 +30,12 @@ from vglm.serve.streams import Increment, Stream
 from vglm.serve.token_logprobs import TokenNames, completion_logprobs, prompt_logprobs
 from vglm.serve.usage import usage_of
 
+if TYPE_CHECKING:
+    from vglm.tasks.asking import Asked, GraphSource
+
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
-router = APIRouter(tags=["completions"])
+router = APIRouter(tags=["completions"], route_class=JSONBodyRoute)
 
 
 @router.post("/v1/completions", response_model=CompletionAnswer)
@@ -38,14 +44,51 @@ async def completions(body: CompletionRequest, http: HttpRequest) -> Response:
     serving = of(http)
     model = serving.check_model(body.model)
     params = _params(body)
-    prompts = await serving.encode(body.prompt, add_special=body.add_special_tokens is not False)
+    check_graph_fields(body)
     options = await serving.request_options(body)
-    stream = serving.generation(http, prompts, params, stream=bool(body.stream), **options)
-    completion = _Completion(serving, body, model, f"cmpl-{serving.request_id(http)}", prompts, stream)
+    graphs: GraphAnswers | None = None
+    if body.graph is not None:
+        prompts, stream, graphs = await _with_graph(serving, http, body, params, options)
+    else:
+        prompts = await serving.encode(body.prompt, add_special=body.add_special_tokens is not False)
+        stream = serving.generation(http, prompts, params, stream=bool(body.stream), **options)
+    completion = _Completion(
+        serving, body, model, f"cmpl-{serving.request_id(http)}", prompts, stream, graphs
+    )
     if body.stream:
         return serving.respond(http, stream, completion.events())
     increments = await serving.complete(http, stream)
+    if graphs is not None:
+        await graphs.read(increments)
     return answer(completion.answer([completion.choice(increment) for increment in increments], usage=True))
+
+
+async def _with_graph(
+    serving: Serving,
+    http: HttpRequest,
+    body: CompletionRequest,
+    params: SamplingParams,
+    options: dict[str, Any],
+) -> tuple[Sequence[EncodedPrompt], Stream, GraphAnswers]:
+    """The prompts after their graph, their stream, and what will be said of the graph."""
+    many: Any = [body.prompt] if is_single(body.prompt) else body.prompt
+
+    def each(source: GraphSource, constraint: Any, mode: str) -> list[Asked]:
+        return [serving.llm.asking.complete(prompt, source, constraint, mode) for prompt in many]
+
+    asked = await ask(serving, body, each)
+    prompts = [one.prompt for one in asked]
+    with params_named(ENGINE_NAMES):
+        stream = await serving.graphs.run(
+            serving.generation,
+            http,
+            prompts,
+            params,
+            stream=bool(body.stream),
+            **constraints_of(asked),
+            **options,
+        )
+    return prompts, stream, GraphAnswers(serving, stream, asked, body.n or 1, body.return_graph)
 
 
 def _params(body: CompletionRequest) -> SamplingParams:
@@ -71,11 +114,13 @@ class _Completion:
         body: CompletionRequest,
         model: str,
         answer_id: str,
-        prompts: list[EncodedPrompt],
+        prompts: Sequence[EncodedPrompt],
         stream: Stream,
+        graphs: GraphAnswers | None,
     ) -> None:
         self._body = body
         self._stream = stream
+        self._graphs = graphs
         self._prompts = prompts
         self._tokenizer = serving.llm.tokenizer
         self._names = TokenNames(serving.llm.tokenizer, bool(body.return_tokens_as_token_ids))
@@ -90,6 +135,8 @@ class _Completion:
         """The chunks of a streamed answer."""
         body = self._body
         async for increments in self._stream.increments():
+            if self._graphs is not None:
+                await self._graphs.read(increments)
             chunks = (self.answer([self.choice(i)], usage=body.wants_continuous_usage) for i in increments)
             yield b"".join(event(chunk.model_dump(exclude_unset=True)) for chunk in chunks)
         if body.wants_usage:
@@ -126,6 +173,8 @@ class _Completion:
             fields["logprobs"] = self._logprobs(increment, token_ids, request, first and bool(body.echo))
         if reason is not None:
             fields["stop_reason"] = increment.stop_reason
+        if self._graphs is not None:
+            fields |= self._graphs.fields(index)
         if first and body.prompt_logprobs is not None:
             fields["prompt_logprobs"] = prompt_logprobs(request, self._names)
         if body.return_token_ids:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -16,12 +18,25 @@ from vglm.serve.schemas.tools import EarlierCall
 from vglm.serve.serving import Serving, offload
 from vglm.serve.tools import ToolUse, calls_as_text, introduce
 
+if TYPE_CHECKING:
+    from vglm.tasks.asking import Asked, GraphSource
+
 #: A message as templates know it: role, content (text), name, tool_calls (their arguments as mappings), tool_call_id.
 Plain = dict[str, Any]
 
 _SET_HERE = ("messages", "tools", "add_generation_prompt", "continue_final_message", "bos_token", "eos_token")
 MAX_DEPTH = 64  # of a call's arguments
 _MESSAGE_SIZE = 32  # what a message costs besides its characters, in characters
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A conversation as a client tells it; `variables` are the template's own, for `options` see `ChatFormat.encode`."""
+
+    messages: list[Plain]
+    tools: ToolUse | None = None
+    variables: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, bool] = field(default_factory=dict)
 
 
 async def encode(
@@ -35,37 +50,61 @@ async def encode(
 
     Raises RequestError when the model has no chat template, or the template refuses the messages.
     """
+    return await encode_told(serving, Told(messages, tools, variables or {}, options))
+
+
+async def encode_told(serving: Serving, told: Told) -> EncodedPrompt:
+    """`encode` of a conversation with all that belongs to it."""
+    chat = _chat_format(serving, told)
+    size = sum(_MESSAGE_SIZE + len(message["content"]) for message in told.messages)
+    return EncodedPrompt(None, await offload(size, _encode, chat, told))
+
+
+def ask(serving: Serving, told: Told, source: GraphSource, constraint: Any, mode: str) -> Asked:
+    """The prompt of a conversation about a graph; called in a thread. Raises RequestError and GraphError."""
+    messages, options = _as_template_wants(_chat_format(serving, told), told)
+    with _budget():
+        return serving.llm.asking.chat(messages, source, constraint, mode, **options)
+
+
+def _chat_format(serving: Serving, told: Told) -> ChatFormat:
     for name in _SET_HERE:
-        if variables and name in variables:
+        if name in told.variables:
             raise RequestError(
                 f"chat_template_kwargs has {name}, which is set by the server", f"chat_template_kwargs.{name}"
             )
     try:
-        chat = serving.llm.chat_format
+        return serving.llm.chat_format
     except RequestError as error:
         raise RequestError(str(error), "messages") from error
-    size = sum(_MESSAGE_SIZE + len(message["content"]) for message in messages)
-    return EncodedPrompt(None, await offload(size, _encode, chat, messages, tools, variables or {}, options))
 
 
-def _encode(
-    chat: ChatFormat,
-    messages: list[Plain],
-    tools: ToolUse | None,
-    variables: dict[str, Any],
-    options: dict[str, bool],
-) -> list[int]:
+def _encode(chat: ChatFormat, told: Told) -> list[int]:
+    messages, options = _as_template_wants(chat, told)
+    with _budget():
+        return chat.encode(messages, **options)
+
+
+def _as_template_wants(chat: ChatFormat, told: Told) -> tuple[list[Plain], dict[str, Any]]:
+    """The messages, and the options of `ChatFormat.encode`, with tools where the template takes them."""
+    messages = told.messages
     if not chat.mentions("developer"):
         messages = [{**m, "role": "system"} if m["role"] == "developer" else m for m in messages]
-    told = None if tools is None else tools.told
+    tools = None if told.tools is None else told.tools.told
     if not chat.writes_tool_calls:
         messages = calls_as_text(messages)
-        if told:
-            messages, told = introduce(messages, told), None
+        if tools:
+            messages, tools = introduce(messages, tools), None
+    mappings = None if tools is None else [tool.as_mapping() for tool in tools]
+    return messages, {"tools": mappings, **told.variables, **told.options}
+
+
+@contextmanager
+def _budget() -> Iterator[None]:
+    """The template's budget grows with the messages, but not without end."""
     try:
-        tool_mappings = None if told is None else [tool.as_mapping() for tool in told]
-        return chat.encode(messages, tools=tool_mappings, **variables, **options)
-    except ModelError as error:  # the template's budget grows with the messages, but not without end
+        yield
+    except ModelError as error:
         raise RequestError(str(error), "messages") from error
 
 

@@ -269,7 +269,9 @@ class EngineCollector(Collector):
         }
         yield make.histogram("iteration_tokens_total", "Tokens of a step.", metrics.iteration_tokens)
         yield make.histogram(
-            "scheduler_step_seconds", "Processor time of deciding who runs in a step.", metrics.schedule_seconds
+            "scheduler_step_seconds",
+            "Processor time of deciding who runs in a step.",
+            metrics.schedule_seconds,
         )
         yield make.counter("engine_steps", "Steps of the engine.", metrics.num_steps)
         yield make.counters("engine_step_seconds", "Time in steps, by what it was spent on.", "phase", phases)

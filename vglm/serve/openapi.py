@@ -31,8 +31,9 @@ _REF = "#/components/schemas/"
 _REFUSALS = {
     400: "The request is malformed, or asks for what this model cannot do.",
     401: "An API key is needed, or the one that was given is not known.",
-    404: "There is no such model.",
+    404: "There is no such model, or graph.",
     408: "The body did not arrive in time.",
+    409: "The name is taken, or the graph is at another version.",
     413: "The body is too large.",
     429: "Too many requests wait, or too many with this key.",
     500: "The request has failed in the server.",
@@ -89,6 +90,8 @@ def _add_refusals(operation: dict[str, Any], needs_key: bool) -> None:
         statuses |= {404, 429}
     if operation.get("parameters"):
         statuses.add(404)
+    if "graphs" in operation.get("tags", ()):
+        statuses |= {404, 409}
     if needs_key:
         statuses.add(401)
         operation["security"] = [{"bearer": []}, {"header": []}]
@@ -134,6 +137,9 @@ def _facts(serving: Serving) -> dict[str, dict[str, Any]]:
         "token_id": {"maximum": config.vocab_size - 1},
         "token_ids": {"maxItems": config.max_model_len},
         "text": {"minLength": 0 if says_something else 1},
+        "graph_name": {"examples": graphs}
+        if (graphs := [name for name, _ in serving.options.graphs])
+        else {},
         "n": {"maximum": config.max_num_seqs},
         "dimensions": {"minimum": config.hidden_size, "maximum": config.hidden_size},
     }

@@ -27,6 +27,8 @@ class ServeOptions:
         coalesce: merge the increments of a stream that are ready at the same time into one message.
         log_level, log_format ("text" or "json"), log_prompts: what is logged.
         metrics_prefix: "vglm", or "vllm" for dashboards made for vLLM. metrics_open: /metrics needs no key.
+        graph_store: the file of the graph store; None: `vglm.graph.store_file.default_store_path()`. has_graph_store: whether
+            there is one at all. graphs: (name, file) of graphs that are loaded into it at the start.
         otlp_endpoint: where OpenTelemetry traces go; None: nowhere.
     """
 
@@ -54,6 +56,9 @@ class ServeOptions:
     metrics_prefix: str = "vglm"
     metrics_open: bool = True
     otlp_endpoint: str | None = None
+    graph_store: Path | None = None
+    has_graph_store: bool = True
+    graphs: tuple[tuple[str, Path], ...] = ()
 
     def __post_init__(self) -> None:
         for name, low, high in _WHOLE:
@@ -64,6 +69,8 @@ class ServeOptions:
             seconds = getattr(self, name)
             if seconds is not None and not 0 < seconds < 1e9:
                 raise ConfigError(f"{name} is {seconds!r}; it must be a positive number of seconds")
+        if self.graphs and not self.has_graph_store:
+            raise ConfigError("graphs can be loaded into a graph store only, and there is to be none")
         for name, allowed in _CHOICES:
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")

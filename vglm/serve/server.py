@@ -48,6 +48,7 @@ def serve(model: str, engine: dict[str, Any], options: ServeOptions) -> int:
     _ = llm.tokenizer  # read before the first request needs it
     serving = Serving(llm, options)
     serving.log_writer = writer
+    serving.graphs.prepare()
     sys.setswitchinterval(SWITCH_INTERVAL)
     gc.collect()
     gc.freeze()  # what has been loaded stays: the collector need not look at it again

@@ -22,6 +22,7 @@ from vglm.serve.access_log import RequestRecord
 from vglm.serve.admission import Admission, Ticket
 from vglm.serve.engine_thread import EngineThread
 from vglm.serve.errors import ApiError, params_named
+from vglm.serve.graph_service import GraphService
 from vglm.serve.options import ServeOptions
 from vglm.serve.schemas.common import SamplingFields
 from vglm.serve.sse import ErrorEvent, EventStream, cancelled_on_disconnect
@@ -29,6 +30,7 @@ from vglm.serve.streams import AbortedError, ClientGoneError, Increment, Stream,
 from vglm.serve.structured import structured_outputs
 
 if TYPE_CHECKING:
+    from vglm.engine.constraint import ConstraintFactory
     from vglm.llm import LLM
     from vglm.serve.logs import LogWriter
     from vglm.serve.protocol import LimitedProtocol
@@ -46,6 +48,7 @@ class Serving:
         self.llm = llm
         self.options = options
         self.engine = EngineThread(llm.engine)
+        self.graphs = GraphService(options)
         self.model_names = options.served_model_names or (llm.model,)
         self.started = time.time()
         self.protocol: type[LimitedProtocol] | None = None  # set by the server that listens, for the metrics
@@ -111,12 +114,13 @@ class Serving:
         stream: bool,
         kind: RequestKind = RequestKind.GENERATE,
         targets: Sequence[Sequence[int]] = (),
+        constraints: Sequence[ConstraintFactory | None] = (),
         **options: Any,
     ) -> Stream:
-        """The stream of one HTTP request's prompts, checked and not yet begun.
+        """The stream of one HTTP request's prompts, checked and not yet begun. May be called in any thread.
 
-        `targets`: the continuation of each prompt, for SCORE requests. `options` go to `EngineCore.prepare_request`.
-        Raises RequestError when one of them cannot be served.
+        `targets`: the continuation of each prompt, for SCORE requests. `constraints`: of each prompt's sequences. `options`
+        go to `EngineCore.prepare_request`. Raises RequestError when one of them cannot be served.
         """
         many = [params] * len(prompts) if isinstance(params, SamplingParams) else params
         self._check_n([own.n for own in many])
@@ -125,6 +129,8 @@ class Serving:
         detokenizers: list[list[Detokenizer]] = []
         for i, (prompt, own) in enumerate(zip(prompts, many, strict=True)):
             of_prompt = [Detokenizer(self.llm.tokenizer, prompt.token_ids, own) for _ in range(own.n)]
+            if constraints:
+                options["constraint"] = constraints[i]
             hook: TokenHook | None = TextHook(of_prompt) if own.stop_strings else None
             try:
                 request = self.llm.engine.prepare_request(

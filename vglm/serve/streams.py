@@ -157,13 +157,13 @@ class Stream:
 
     @property
     def num_prompt_tokens(self) -> int:
-        """Tokens of the prompts."""
-        return sum(len(request.prompt_token_ids) for request in self.requests)
+        """Tokens of the prompts, and of the spans before them."""
+        return sum(len(request.prompt_token_ids) + request.num_context_tokens for request in self.requests)
 
     @property
     def num_cached_tokens(self) -> int:
-        """Prompt tokens that came from the span cache."""
-        return sum(request.num_cached_tokens for request in self.requests)
+        """Those of them that came from the span cache."""
+        return sum(request.num_cached_tokens + request.num_cached_context_tokens for request in self.requests)
 
     def alert(self) -> None:
         """There is news: wake the reader."""

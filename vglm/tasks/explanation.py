@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vglm.decode.graph_outputs import GraphOutput
 from vglm.errors import GraphError
 from vglm.graph.graph import Edge, Graph
 from vglm.graph.paths import evidence
 from vglm.graph.records import Records
+from vglm.graph.text import one_line
 from vglm.tasks.asking import Asked, Asking
 from vglm.tasks.completion import given_node
 
@@ -24,10 +25,11 @@ class Explained:
 
     Attributes:
         paths: of edges between the two entities, the shortest and most specific first; an edge may be walked either way.
-        text: the explanation; every name in [brackets] in it is an entity of the paths. "" if there is no path.
+        text: the explanation; it begins with the edges of the best path, said one by one, and goes on in the model's words.
+            Every name in [brackets] is an entity of the paths. "" if there is no path.
         reason: why there is no explanation, else "".
         finish_reason: "stop", or "length" for one that was cut off; None if there is none.
-        graph: what the text says of the graph of all paths; None if there is no path.
+        graph: what the model has read, and what is cited: the paths, and what the text mentions. None if there is no path.
     """
 
     paths: tuple[tuple[Edge, ...], ...]
@@ -39,11 +41,24 @@ class Explained:
 
 @dataclass(frozen=True, slots=True)
 class ExplanationTask:
-    """An explanation that is to be written: `asked` is None, with a `reason`, when there is nothing to explain."""
+    """An explanation that is to be written: `asked` is None, with a `reason`, when there is nothing to explain.
+
+    `lead` is what it begins with, and is in the prompt.
+    """
 
     paths: tuple[tuple[Edge, ...], ...]
     asked: Asked | None
     reason: str = ""
+    lead: str = ""
+
+    def explained(self, text: str, finish_reason: str | None, graph: GraphOutput | None) -> Explained:
+        """The explanation, of what the model has written."""
+        if graph is None:
+            return Explained(self.paths, reason=self.reason)
+        cited = (end for path in self.paths for edge in path for end in (edge.source, edge.target))
+        citations = tuple(dict.fromkeys((*cited, *graph.citations)))
+        graph = replace(graph, evidence=self.paths, citations=citations)
+        return Explained(self.paths, self.lead + text, "", finish_reason, graph)
 
 
 def explanation_task(
@@ -74,4 +89,17 @@ def explanation_task(
     names = [records.short_name(part.index_of(node_id)) for node_id in (source, target)]
     asks = question if question is not None else QUESTION.format(source=names[0], target=names[1])
     asked = asking.question(f"{asks}\n{FORM}", part, {"kind": "mentions"}, graph_mode)
-    return ExplanationTask(paths, asked)
+    lead = _said(records, paths[0])
+    words = asking.tokenizer.encode(asking.answer_lead + lead, add_special=False, allow_special_tokens=False)
+    asked.prompt = replace(asked.prompt, token_ids=[*asked.prompt.token_ids, *words])
+    return ExplanationTask(paths, asked, lead=lead)
+
+
+def _said(records: Records, path: tuple[Edge, ...]) -> str:
+    """The edges of a path as sentences: what a small model might get wrong is said before it begins."""
+    graph = records.graph
+
+    def name(node_id: str) -> str:
+        return f"[{records.name(graph.index_of(node_id))}]"
+
+    return " ".join(f"{name(edge.source)} {one_line(edge.relation)} {name(edge.target)}." for edge in path)

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, JsonValue
 from pydantic_core import PydanticCustomError
 
 from vglm.serve.schemas.common import Answer, Body, CompletionFields, Count, ModelName, Usage, Whole
+from vglm.serve.schemas.graphs import GraphAnswer, GraphFields
 from vglm.serve.schemas.structured import StructuredFields
 from vglm.serve.schemas.tools import (
     MAX_TOOLS,
@@ -103,7 +104,7 @@ _EXAMPLES: list[JsonValue] = [
 ]
 
 
-class ChatRequest(CompletionFields, StructuredFields):
+class ChatRequest(CompletionFields, StructuredFields, GraphFields):
     """Answer a conversation."""
 
     model: ModelName | None = None
@@ -167,6 +168,7 @@ class ChatChoice(Answer):
     finish_reason: str
     stop_reason: int | str | None = None
     token_ids: list[int] | None = None
+    graph: GraphAnswer | None = None
 
 
 class ChatAnswer(Answer):
@@ -199,6 +201,7 @@ class ChunkChoice(Answer):
     finish_reason: str | None
     stop_reason: int | str | None = None
     token_ids: list[int] | None = None
+    graph: GraphAnswer | None = Field(default=None, description="With the last chunk of a choice.")
 
 
 class ChatChunk(Answer):

@@ -16,6 +16,7 @@ from vglm.serve.schemas.common import (
     Whole,
     served,
 )
+from vglm.serve.schemas.graphs import GraphAnswer, GraphFields
 from vglm.serve.schemas.structured import StructuredFields
 
 MAX_PROMPTS = 2048  # in one request, as OpenAI has it for embeddings
@@ -33,11 +34,17 @@ Prompt = (
 _EXAMPLES: list[JsonValue] = [
     {"prompt": "The capital of France is", "max_tokens": 8},
     {"prompt": "Once", "max_tokens": 8, "stream": True, "stream_options": {"include_usage": True}},
+    {
+        "prompt": "Paris is the capital of",
+        "max_tokens": 8,
+        "graph": {"edges": [{"source": "Paris", "relation": "capital of", "target": "France"}]},
+        "constraint": "answer",
+    },
     {"prompt": [[504, 3575], [504]], "max_tokens": 1, "echo": True, "logprobs": 1},
 ]
 
 
-class CompletionRequest(CompletionFields, StructuredFields):
+class CompletionRequest(CompletionFields, StructuredFields, GraphFields):
     """Complete a prompt, or several."""
 
     model: ModelName | None = None
@@ -76,6 +83,7 @@ class CompletionChoice(Answer):
     prompt_logprobs: list[dict[str, Any] | None] | None = None
     token_ids: list[int] | None = None
     prompt_token_ids: list[int] | None = None
+    graph: GraphAnswer | None = Field(default=None, description="Of a choice that has ended.")
 
 
 class CompletionAnswer(Answer):
