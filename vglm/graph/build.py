@@ -68,14 +68,13 @@ class GraphBuilder:
             raise GraphError(f"{where}.id: the id {shown(key)} is used twice; ids must be unique")
         if len(self._rows) >= limits.nodes:
             raise GraphError(f"{where}: more than {limits.nodes:,} nodes")
+        bare = attributes is None or attributes == {}
         row = (
-            checked_text(key if name is None else name, f"{where}.name", limits.name),
-            checked_text(type, f"{where}.type", limits.type),
-            checked_text(text, f"{where}.text", limits.text),
-            aliases_json(aliases, f"{where}.aliases", limits),
-            canonical_json(
-                {} if attributes is None else attributes, f"{where}.attributes", limits.attributes
-            ),
+            _text(key if name is None else name, where, "name", limits.name),
+            _text(type, where, "type", limits.type),
+            _text(text, where, "text", limits.text),
+            "" if aliases == () else aliases_json(aliases, f"{where}.aliases", limits),
+            "" if bare else canonical_json(attributes, f"{where}.attributes", limits.attributes),
         )
         self._rows[self._ids[key]] = row
         return key
@@ -257,6 +256,13 @@ def restrict(columns: Columns, nodes: npt.NDArray[np.integer], edges: npt.NDArra
         edge_attributes=attribute_codes[:-1].astype(np.int32),
         edge_attribute_texts=columns.edge_attribute_texts.take(used),
     )
+
+
+def _text(value: object, where: str, field: str, limit: int) -> str:
+    """`checked_text`, quickly for what is plainly right."""
+    if isinstance(value, str) and len(value) <= limit and value.isascii():
+        return value
+    return checked_text(value, f"{where}.{field}", limit)
 
 
 def aliases_json(aliases: object, where: str, limits: Limits) -> str:

@@ -84,6 +84,8 @@ def split_fields(
     item: object, where: str, known: frozenset[str]
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """An item, and its attributes: those given as `attributes`, and every field without a meaning of its own."""
+    if type(item) is dict and "attributes" not in item and item.keys() <= known:
+        return item, {}
     if not isinstance(item, Mapping):
         raise GraphError(f"{where}: expected an object, found {shown(item)}")
     attributes = item.get("attributes", {})
