@@ -112,6 +112,17 @@ def test_a_shared_prefix_is_computed_once() -> None:
     assert model_of(engine).tokens_computed == 10 + 20 + 30 * 2
 
 
+def test_a_trie_takes_few_steps_however_deep_it_is() -> None:
+    """A name that leaves another waits for it, and for nothing else: a comb of 90 teeth takes two steps."""
+    comb = [[*prompt(n, 7), 96, 95] for n in range(90)]
+    binary = [[i >> bit & 1 for bit in range(7)] for i in range(128)]
+    for candidates, steps in ((comb, 2), (binary, 6), ([[1, 2, 3]] * 3, 1), ([[1]], 0)):
+        engine = make_engine(800, max_num_batched_tokens=4096)
+        tree(engine, prompt(10, 5), candidates)
+        drain(engine)
+        assert model_of(engine).num_steps == 1 + steps
+
+
 def test_scores_do_not_depend_on_the_order_of_candidates() -> None:
     candidates, text = SHAPES["random"] + SHAPES["comb"], prompt(6, 5)
     found = []

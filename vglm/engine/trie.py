@@ -10,7 +10,7 @@ branches that begin after it.
 
 A **run** is what is computed in one go: a branch and, at each fork, the child that needs the most steps after it; the
 other children are runs of their own, which need its keys and values. So the steps one after the other are as few as can be
-(the Horton-Strahler number of the trie; Strahler, Trans. AGU 38, 1957), log2 of the number of candidates at most.
+(the Horton-Strahler number of the trie; Strahler, Trans. AGU 38, 1957): 1 + log2 of the number of candidates at most.
 """
 
 from __future__ import annotations
