@@ -90,6 +90,10 @@ StringIndex::StringIndex(const StringIndex& before, StringsView before_keys, Str
   }
   for (int32_t item = 0; item < num_items(); item++)
     if (!known[(size_t)item] && !is_left_out(item)) fresh.push_back(item);
+  if (fresh.size() > kept.size() / 8) {  // another column: sorting all of it is quicker than placing each
+    *this = StringIndex(strings, left_out);
+    return;
+  }
   sort_items(strings, fresh);
   sorted_afresh_ = (int64_t)fresh.size();
   order_.reserve(kept.size() + fresh.size());

@@ -62,6 +62,18 @@ std::span<const uint8_t> optional_flags(const std::optional<Bytes>& flags, size_
   return flags ? view(*flags) : std::span<const uint8_t>{};
 }
 
+bool any_flagged(std::span<const uint8_t> data, const uint8_t* flags) {
+  uint8_t found = 0;
+  for (size_t i = 0; i < data.size() && !found;)  // in blocks: a branch per byte would cost more than the look-up
+    for (const size_t end = std::min(data.size(), i + 4096); i < end; i++) found |= flags[data[i]];
+  return found;
+}
+
+bool contains_any(Bytes data, Bytes flags) {
+  require(flags.shape(0) == 256, "contains_any: 256 flags");
+  return any_flagged(view(data), flags.data());
+}
+
 // An index and the column that it reads.
 class PyStringIndex {
  public:
@@ -92,15 +104,17 @@ class PyStringIndex {
     return index_->group_of(item);
   }
 
-  // The items whose strings have none of these bytes, ascending.
+  // The items whose strings have none of these bytes, ascending; None: all that there are.
   nb::object items_without(nb::bytes excluded) const {
-    ByteSet set;
-    for (size_t i = 0; i < excluded.size(); i++) set.set((uint8_t)excluded.c_str()[i]);
+    uint8_t flags[256] = {};
+    for (size_t i = 0; i < excluded.size(); i++) flags[(uint8_t)excluded.c_str()[i]] = 1;
+    const StringsView strings = {view(column_.data), view(column_.offsets)};
+    if (!any_flagged(strings.data, flags)) return nb::none();
+    const auto has = [&](uint8_t c) { return flags[c] != 0; };
     std::vector<int32_t> items;
     for (int32_t item = 0; item < index_->num_items(); item++) {
-      if (index_->group_of(item) < 0) continue;
-      const std::string_view text = index_->text(index_->group_of(item));
-      if (std::none_of(text.begin(), text.end(), [&](char c) { return set[(uint8_t)c]; })) items.push_back(item);
+      const std::string_view text = strings[(size_t)item];
+      if (index_->group_of(item) >= 0 && std::none_of(text.begin(), text.end(), has)) items.push_back(item);
     }
     return to_numpy(items.data(), items.size());
   }
@@ -316,6 +330,7 @@ void fill_masks(const std::vector<const TextMatcher*>& matchers, Masks masks) {
 
 void bind_text_machine(nb::module_& m) {
   m.def("json_escaped", &json_escaped, "data"_a, "offsets"_a);
+  m.def("contains_any", &contains_any, "data"_a, "flags"_a);
 
   nb::class_<PyStringIndex>(m, "StringIndex")
       .def(nb::init<Bytes, Longs, std::optional<Bytes>>(), "data"_a, "offsets"_a, "left_out"_a.none() = nb::none())

@@ -269,6 +269,9 @@ class GraphWalk:
 def json_escaped(data: _Bytes, offsets: _Longs) -> tuple[_Bytes, _Longs] | None:
     """Strings as they stand between the quotes of a JSON string; None if none of them changes."""
 
+def contains_any(data: _Bytes, flags: _Bytes) -> bool:
+    """Whether some byte of the data is flagged in `flags` [256]."""
+
 class StringIndex:
     """The distinct strings of a column (UTF-8 `data`, `offsets` [N + 1]) in the order of their bytes: groups of items.
 

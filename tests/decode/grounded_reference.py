@@ -29,6 +29,7 @@ class TinyTokenizer:
     def __init__(self, tokens: Iterable[bytes]) -> None:
         self.tokens = [b"<s>", b"</s>", b"<think>", *dict.fromkeys(tokens)]
         self._by_bytes = {token: i for i, token in enumerate(self.tokens) if i > 2}
+        self._longest = max(map(len, self._by_bytes))
 
     @property
     def vocab_size(self) -> int:
@@ -45,13 +46,14 @@ class TinyTokenizer:
         return b"".join(map(self.token_bytes, kept)).decode("utf-8", "replace")
 
     def encode(self, text: str, add_special: bool = True, allow_special_tokens: bool = True) -> list[int]:
-        rest, ids = text.encode(), []
-        while rest:
-            size = next((n for n in range(len(rest), 0, -1) if rest[:n] in self._by_bytes), 0)
+        raw, ids, start = text.encode(), [], 0
+        while start < len(raw):
+            sizes = range(min(self._longest, len(raw) - start), 0, -1)
+            size = next((n for n in sizes if raw[start : start + n] in self._by_bytes), 0)
             if not size:
                 break
-            ids.append(self._by_bytes[rest[:size]])
-            rest = rest[size:]
+            ids.append(self._by_bytes[raw[start : start + size]])
+            start += size
         return ids
 
 

@@ -175,8 +175,11 @@ class FormBuilder:
     def _mentions(self, grounding: Grounding, number: int, in_sequence: bool) -> None:
         """Text outside of brackets may be anything but an opening one; in a sequence it is a line."""
         program, nodes = self.program, self.nodes(grounding)
-        sayable: Ints = self.names.nodes.native.items_without(_NOT_IN_MENTIONS)
-        nodes = sayable if nodes is None else np.intersect1d(sayable, nodes).astype(np.int32)
+        sayable = self.names.nodes.native.items_without(_NOT_IN_MENTIONS)
+        if nodes is None or sayable is None:
+            nodes = sayable if nodes is None else nodes
+        else:
+            nodes = np.intersect1d(sayable, nodes).astype(np.int32)
         names = self.entity_list(nodes, False, f"{_wanted(grounding)} that can be put in brackets")
         excluded = b"[\n" if in_sequence else b"["
         again = program.here

@@ -10,6 +10,7 @@ import threading
 from collections import OrderedDict, deque
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -46,20 +47,18 @@ class Index:
         return self if changed is None else Index(StringTable(*changed), self.keys, left_out, None)
 
 
-class Names:
-    """The indices of one graph's names for one vocabulary; names that it cannot spell are left out."""
+LeftOut = tuple[Flags | None, Flags | None]  # nodes and relations whose names a vocabulary cannot spell
 
-    def __init__(self, columns: Columns, vocabulary: Vocabulary | None, before: Names | None) -> None:
+
+class Names:
+    """The indices of one graph's names, without those that are left out."""
+
+    def __init__(self, columns: Columns, left_out: LeftOut, before: Names | None) -> None:
+        self._left_out = left_out
         relations = StringTable.of(columns.relation_names)
-        self._vocabulary = vocabulary
-        self._left_out = tuple(
-            None if vocabulary is None else vocabulary.unspellable(table)
-            for table in (columns.names, relations)
-        )
-        self.nodes: Index = Index(
-            columns.names, columns.ids, self._left_out[0], None if before is None else before.nodes
-        )
-        self.relations = Index(relations, relations, self._left_out[1], None)
+        known = None if before is None else before.nodes
+        self.nodes: Index = Index(columns.names, columns.ids, left_out[0], known)
+        self.relations = Index(relations, relations, left_out[1], None)
 
     @cached_property
     def json_nodes(self) -> Index:
@@ -84,7 +83,7 @@ class GraphIndex:
     def __init__(self, graph: Graph) -> None:
         self.columns = graph.columns  # and not the graph: what is kept for it must not keep it alive
         self._lock = threading.Lock()
-        self._names: OrderedDict[int, Names] = OrderedDict()
+        self._names: WeakKeyDictionary[Vocabulary, Names] = WeakKeyDictionary()
         self.decoders: OrderedDict[object, Any] = (
             OrderedDict()
         )  # that were compiled, the latest last; see decoder.py
@@ -97,17 +96,22 @@ class GraphIndex:
 
     def names(self, vocabulary: Vocabulary) -> Names:
         """The names that this vocabulary can spell."""
-        kept_for = None if vocabulary.complete else vocabulary
         with self._lock:
-            key = id(kept_for)
-            if key not in self._names:
-                before = _before(self.columns) if kept_for is None else None
-                self._names[key] = made = Names(self.columns, kept_for, before)
-                if kept_for is None:
-                    _remember(made)
-                while len(self._names) > _REMEMBERED:
-                    self._names.popitem(last=False)
-            return self._names[key]
+            kept = self._names.get(vocabulary)
+            if kept is None:
+                relations = StringTable.of(self.columns.relation_names)
+                left_out = (vocabulary.unspellable(self.columns.names), vocabulary.unspellable(relations))
+                plain = left_out[0] is None and left_out[1] is None
+                kept = self._all_names if plain else Names(self.columns, left_out, None)
+                self._names[vocabulary] = kept
+            return kept
+
+    @cached_property
+    def _all_names(self) -> Names:
+        made = Names(self.columns, (None, None), _before(self.columns))
+        with _recent_lock:
+            _recent.append(made)
+        return made
 
     @cached_property
     def edges(self) -> _native.Adjacency:
@@ -154,11 +158,6 @@ def _before(columns: Columns) -> Names | None:
             if known >= 1000 and abs(known - len(columns.ids)) * 8 <= known:
                 return names
     return None
-
-
-def _remember(names: Names) -> None:
-    with _recent_lock:
-        _recent.append(names)
 
 
 _by_content: OrderedDict[str, GraphIndex] = OrderedDict()

@@ -71,7 +71,7 @@ def binding(schema: Any) -> tuple[str, dict[str, Any]] | None:
         value = {value: {}}
     if not isinstance(value, Mapping) or len(value) != 1 or next(iter(value)) not in _OPTIONS:
         refuse(
-            f"{BOUND} is {shown(value)}, but must be one of {', '.join(_OPTIONS)}, or an object with one of them"
+            f"{BOUND} is {shown(schema[BOUND])}, but must be one of {', '.join(_OPTIONS)}, or an object with one of them"
         )
     ((what, options),) = value.items()
     if not isinstance(options, Mapping) or not options.keys() <= _OPTIONS[what]:

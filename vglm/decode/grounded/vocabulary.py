@@ -52,7 +52,8 @@ class Vocabulary:
         spelled = {i: tokenizer.token_bytes(i) for i in range(vocab_size) if i not in excluded}
         spelled = {i: text for i, text in spelled.items() if text}
         single = {text[0] for text in spelled.values() if len(text) == 1}
-        self.complete = single.issuperset(_NEEDED)
+        self._missing = np.zeros(256, np.uint8)  # bytes that no token of one byte is
+        self._missing[[byte for byte in _NEEDED if byte not in single]] = 1
         if not single.issuperset(
             _CONTINUATIONS
         ):  # else a token could begin a character that no other one completes
@@ -75,11 +76,13 @@ class Vocabulary:
         return b"".join(self._tokenizer.token_bytes(i) for i in token_ids if i not in special)
 
     def unspellable(self, strings: StringTable) -> Flags | None:
-        """1 for each string that cannot be made of tokens, uint8[n]; None if every text can."""
-        if self.complete:
+        """1 for each string that cannot be made of tokens, uint8[n]; None if there is none."""
+        if not _native.contains_any(
+            strings.data, self._missing
+        ):  # most vocabularies lack some bytes, but rarely ones that names have
             return None
         spellable: Flags = self.trie.spellable(strings.data, strings.offsets)
-        return 1 - spellable
+        return 1 - spellable if not spellable.all() else None
 
     def require_spellable(self, text: str) -> None:
         """Raises RequestError if a text of the form itself cannot be made of tokens."""
