@@ -100,6 +100,7 @@ _HELLO: list[JsonValue] = [{"role": "user", "content": "Hello!"}]
 _EXAMPLES: list[JsonValue] = [
     {"messages": _HELLO, "max_tokens": 8},
     {"messages": _HELLO, "max_tokens": 8, "stream": True, "logprobs": True, "top_logprobs": 2},
+    {"messages": _HELLO, "max_tokens": 8, "graph": {"nodes": [{"id": "1", "name": "Greeting"}]}},
     {"messages": _HELLO, "max_tokens": 8, "response_format": {"type": "json_object"}},
 ]
 

@@ -37,7 +37,10 @@ _EXAMPLES: list[JsonValue] = [
     {
         "prompt": "Paris is the capital of",
         "max_tokens": 8,
-        "graph": {"edges": [{"source": "Paris", "relation": "capital of", "target": "France"}]},
+        "graph": {
+            "nodes": [{"id": "1", "name": "Paris"}, {"id": "2", "name": "France"}],
+            "edges": [{"source": "1", "relation": "capital of", "target": "2"}],
+        },
         "constraint": "answer",
     },
     {"prompt": [[504, 3575], [504]], "max_tokens": 1, "echo": True, "logprobs": 1},
