@@ -92,6 +92,16 @@ def test_a_required_call_fits_the_tool_s_schema(server_url: str, choice: Any) ->
         jsonschema.validate(json.loads(call["function"]["arguments"]), TOOL["function"]["parameters"])
 
 
+def test_a_call_has_no_arguments_but_the_tool_s(server_url: str) -> None:
+    """Although its schema would let any others through."""
+    nothing = {"name": "now", "parameters": {"type": "object", "properties": {}}}
+    for seed in range(3):
+        tools = [{"type": "function", "function": nothing}]
+        answer = chat(server_url, tools=tools, tool_choice="required", seed=seed, parallel_tool_calls=False)
+        (call,) = answer["message"]["tool_calls"]
+        assert json.loads(call["function"]["arguments"]) == {}
+
+
 def test_a_call_that_the_model_begins_by_itself_fits_too(server_url: str) -> None:
     body = {"messages": [*MESSAGES, {"role": "assistant", "content": "<tool_call>"}]}
     answer = post(

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vglm.serve.tool_calls import CLOSE, OPEN, CallNews, ToolCallReader, call_text
+from vglm.serve.tools import closed
 
 Told = tuple[str, list[tuple[str, str, bool]]]
 
@@ -149,3 +150,52 @@ def test_names_and_arguments_are_told_at_once() -> None:
 def test_text_and_calls_come_in_their_order() -> None:
     pieces = ToolCallReader().feed(f"before\n{CALL}\nbetween\n{CALL}\nafter")
     assert [p if isinstance(p, str) else p.call.index for p in pieces] == ["before", 0, "between", 1, "after"]
+
+
+# Schemas of arguments
+
+PERSON = {"type": "object", "properties": {"name": {"type": "string"}}}
+CLOSED_PERSON = {**PERSON, "additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    ("schema", "wanted"),
+    [
+        (PERSON, CLOSED_PERSON),
+        (
+            {"type": "object", "properties": {}},
+            {"type": "object", "properties": {}, "additionalProperties": False},
+        ),
+        ({"type": "object"}, {"type": "object"}),  # nothing is said about them
+        ({}, {}),
+        ({**PERSON, "additionalProperties": True}, {**PERSON, "additionalProperties": True}),
+        ({**PERSON, "patternProperties": {}}, {**PERSON, "patternProperties": {}}),
+        (
+            {"properties": {"a": PERSON, "b": {"items": PERSON}, "c": {"anyOf": [PERSON, {"type": "null"}]}}},
+            {
+                "properties": {
+                    "a": CLOSED_PERSON,
+                    "b": {"items": CLOSED_PERSON},
+                    "c": {"anyOf": [CLOSED_PERSON, {"type": "null"}]},
+                },
+                "additionalProperties": False,
+            },
+        ),
+        ({"$ref": "#/$defs/p", "$defs": {"p": PERSON}}, {"$ref": "#/$defs/p", "$defs": {"p": CLOSED_PERSON}}),
+    ],
+)
+def test_arguments_that_a_schema_does_not_name_are_not_written(schema: object, wanted: object) -> None:
+    assert closed(schema) == wanted
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"allOf": [PERSON, {"properties": {"age": {}}}]},
+        {**PERSON, "$ref": "#/$defs/p", "$defs": {"p": {"properties": {"age": {}}}}},
+        {**PERSON, "anyOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]},
+        {"properties": {"x": {**PERSON, "if": PERSON, "then": {"properties": {"b": {}}}}}},
+    ],
+)
+def test_schemas_that_are_composed_stay_as_they_are(schema: object) -> None:
+    assert closed(schema) == schema

@@ -12,7 +12,7 @@ from vglm.serve.errors import params_named
 from vglm.serve.schemas.responses import FlatSchemaFormat, TextConfig
 from vglm.serve.schemas.structured import JSONObjectFormat, JSONSchemaFormat, StructuredOutputsFields
 from vglm.serve.tool_calls import CLOSE, OPEN
-from vglm.serve.tools import ToolUse
+from vglm.serve.tools import ToolUse, closed
 
 Wanted = tuple[
     str, dict[str, Any]
@@ -71,7 +71,7 @@ def _calls(tools: ToolUse) -> dict[str, Any]:
     structures = [
         {
             "begin": f'{OPEN}\n{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "arguments": ',
-            "schema": dict(tool.parameters),
+            "schema": closed(tool.parameters),
             "end": f"}}\n{CLOSE}",
         }
         for tool in tools.callable_tools

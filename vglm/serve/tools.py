@@ -12,6 +12,9 @@ from vglm.serve.schemas.tools import FlatTool, FlatToolChoice, Function, NamedTo
 from vglm.serve.tool_calls import call_text
 
 _ANYTHING: Mapping[str, Any] = {"type": "object"}
+_MAPS, _LISTS, _SINGLES = {"properties", "$defs", "definitions"}, {"anyOf", "oneOf", "prefixItems"}, {"items"}
+_COMPOSED = {"allOf", "if", "then", "else", "not", "dependentSchemas", "$dynamicRef"}
+_OPEN = {"additionalProperties", "patternProperties", "unevaluatedProperties"}
 _INTRODUCTION = """\
 # Tools
 
@@ -88,6 +91,41 @@ def tool_use(
 def _function_tool(function: Function) -> FunctionTool:
     parameters = _ANYTHING if function.parameters is None else function.parameters
     return FunctionTool(function.name, function.description, parameters)
+
+
+def closed(schema: Any) -> Any:
+    """A schema of arguments whose objects have no properties but those that it names, unless it says otherwise itself.
+
+    JSON schema allows further ones, but a function has no use for them. A schema that composes objects of several schemas
+    stays as it is: what one of them does not name, another one may.
+    """
+    return schema if _composes(schema) else _closed(schema)
+
+
+def _composes(schema: Any) -> bool:
+    if isinstance(schema, list):
+        return any(map(_composes, schema))
+    if not isinstance(schema, Mapping):
+        return False
+    beside = "properties" in schema and bool({"$ref", "anyOf", "oneOf"} & schema.keys())
+    return beside or bool(_COMPOSED & schema.keys()) or any(map(_composes, schema.values()))
+
+
+def _closed(schema: Any) -> Any:
+    if not isinstance(schema, Mapping):
+        return schema
+    out = dict(schema)
+    for name in _MAPS & out.keys():
+        if isinstance(out[name], Mapping):
+            out[name] = {key: _closed(inner) for key, inner in out[name].items()}
+    for name in _LISTS & out.keys():
+        if isinstance(out[name], list):
+            out[name] = [_closed(inner) for inner in out[name]]
+    for name in _SINGLES & out.keys():
+        out[name] = _closed(out[name])
+    if "properties" in out and not _OPEN & out.keys():
+        out["additionalProperties"] = False
+    return out
 
 
 def introduce(messages: list[dict[str, Any]], tools: Sequence[FunctionTool]) -> list[dict[str, Any]]:
