@@ -24,7 +24,6 @@ Flags = npt.NDArray[np.uint8]
 _KEPT_SPELLINGS = 4096
 _LONGEST_KEPT = 512  # bytes of a text whose spelling is kept
 _CONTINUATIONS = range(0x80, 0xC0)
-_NEEDED = (*range(0x80), *_CONTINUATIONS, *range(0xC2, 0xF5))  # bytes of UTF-8
 
 
 class Spelling(TokenSpelling, Protocol):
@@ -51,13 +50,12 @@ class Vocabulary:
         excluded = {*tokenizer.special_ids, *tokenizer.added_ids, *eos_token_ids}
         spelled = {i: tokenizer.token_bytes(i) for i in range(vocab_size) if i not in excluded}
         spelled = {i: text for i, text in spelled.items() if text}
-        single = {text[0] for text in spelled.values() if len(text) == 1}
-        self._missing = np.zeros(256, np.uint8)  # bytes that no token of one byte is
-        self._missing[[byte for byte in _NEEDED if byte not in single]] = 1
-        if not single.issuperset(
+        if not _single_bytes(spelled).issuperset(
             _CONTINUATIONS
-        ):  # else a token could begin a character that no other one completes
+        ):  # else a character might be begun and never completed
             spelled = {i: text for i, text in spelled.items() if _is_utf8(text)}
+        self._missing = np.ones(256, np.uint8)  # bytes that no token of one byte is
+        self._missing[[*_single_bytes(spelled)]] = 0
         self._usable = frozenset(spelled)
         offsets = np.fromiter(accumulate(map(len, spelled.values()), initial=0), np.int64, len(spelled) + 1)
         self.trie = _native.TokenTrie(
@@ -127,6 +125,10 @@ class Vocabulary:
     def grammars(self) -> GrammarCompiler:
         """Compiles the schemas that are left to the grammar library."""
         return GrammarCompiler(self._tokenizer, self.vocab_size, self.eos_token_ids)
+
+
+def _single_bytes(spelled: dict[int, bytes]) -> set[int]:
+    return {text[0] for text in spelled.values() if len(text) == 1}
 
 
 def _is_utf8(text: bytes) -> bool:
