@@ -13,11 +13,12 @@ from vglm.decode.sampling_params import SamplingParams
 from vglm.engine.block_manager import BlockManager
 from vglm.engine.block_pool import BlockPool
 from vglm.engine.constraint import ConstraintFactory
-from vglm.engine.intake import check_context, check_request, make_sequences, number_sequences
+from vglm.engine.contexts import Contexts, span_keys
+from vglm.engine.intake import check_context, check_request, check_spans, make_sequences, number_sequences
 from vglm.engine.integrity import IdleWork, check_engine
 from vglm.engine.metrics import EngineMetrics, EngineStats
 from vglm.engine.policies import LatencyController
-from vglm.engine.request import PromptEmbeds, Request, RequestKind, Sequence, Status, TokenHook
+from vglm.engine.request import PromptEmbeds, Request, RequestKind, Sequence, SpanSpec, Status, TokenHook
 from vglm.engine.results import take_over
 from vglm.engine.scheduler import Scheduled, Scheduler, SchedulerConfig
 from vglm.engine.span_cache import Span, SpanCache, SpanKeys
@@ -52,6 +53,7 @@ class RequestOptions(TypedDict, total=False):
     candidates: Seq[Seq[int]]
     embeds: PromptEmbeds | None
     context: Seq[Span]
+    span_specs: Seq[SpanSpec]
     first_position: int
     on_token: TokenHook | None
     constraint: ConstraintFactory | None
@@ -93,10 +95,13 @@ class EngineCore:
         self.builder = StepBuilder(config.max_num_seqs, pool.block_size)
         self.metrics = EngineMetrics()
         self.controller = _controller(config)
+        self.contexts = Contexts(self.cache, self._compute_span, config.max_wait)
         self._idle_work = IdleWork(self)
         self.requests: dict[str, Request] = {}  # the unfinished ones
+        self._landed: list[Request] = []  # finished requests for spans whose waiters have to be told
         self._random = Random(config.seed)
         self._num_arrivals = 0
+        self._num_spans = 0
         self._changing = False  # True while queues and pages are between two consistent states
 
     @property
@@ -128,6 +133,7 @@ class EngineCore:
         candidates: Seq[Seq[int]] = (),
         embeds: PromptEmbeds | None = None,
         context: Seq[Span] = (),
+        span_specs: Seq[SpanSpec] = (),
         first_position: int = 0,
         on_token: TokenHook | None = None,
         constraint: ConstraintFactory | None = None,
@@ -139,8 +145,10 @@ class EngineCore:
 
         `priority`: see `parse_priority`; lower runs first. `target_token_ids`: the continuation of a SCORE
         request. `context`: cached spans, held by the caller until `admit` returns and by the request
-        afterwards. `on_token`: called with every new token but a stop token; a string ends the sequence
-        with that stop string. `constraint`: which tokens may come, as from compiled structured outputs.
+        afterwards; or `span_specs`: spans that are looked up, and computed when they are missing (see
+        engine/contexts.py). `first_position`: of the prompt, after them. `on_token`: called with every new
+        token but a stop token; a string ends the sequence with that stop string. `constraint`: which tokens
+        may come, as from compiled structured outputs.
         """
         request = Request(
             request_id,
@@ -151,10 +159,17 @@ class EngineCore:
             target_token_ids=list(target_token_ids),
             embeds=embeds,
             context=tuple(context),
+            span_specs=tuple(span_specs),
             first_position=first_position,
             on_token=on_token,
             constraint=constraint,
             arrival_time=self.clock(),
+        )
+        check_spans(request, self.config)
+        request.context_keys = (
+            span_keys(self.blocks.span_keys, span_specs)
+            if span_specs
+            else tuple(span.key for span in context)
         )
         if kind is RequestKind.TREE:
             room = self.config.max_model_len - first_position - len(request.prompt_token_ids)
@@ -169,6 +184,8 @@ class EngineCore:
         a span of its context has left the cache since it was prepared.
         """
         self._recover_if_interrupted()
+        if _is_internal(request):
+            raise RequestError("request ids must not begin with '\\0span-'", "request_id")
         if request.request_id in self.requests:
             raise RequestError(
                 f"request id {request.request_id!r} is already in use; choose another", "request_id"
@@ -177,14 +194,72 @@ class EngineCore:
             raise RequestError(f"request {request.request_id!r} has been admitted before; prepare a new one")
         check_context(request, self.cache)
         self._changing = True
+        self._enter(request)
+        if request.span_specs:
+            self.contexts.add(request)
+            self._begin_contexts()
+        else:
+            self._queue(request)
+        self._changing = False
+
+    def _enter(self, request: Request) -> None:
         number_sequences(request, self._num_arrivals, self._random.getrandbits(64))
         self._num_arrivals += 1
         request.queued_time = self.clock()
+        self.requests[request.request_id] = request
+
+    def _queue(self, request: Request) -> None:
+        """Give a request whose context is there to the scheduler."""
         for sequence in request.sequences:
             self.blocks.hold_context(sequence)
-        self.requests[request.request_id] = request
         self.scheduler.add(request.sequences[0])
-        self._changing = False
+
+    # ---- contexts that have to be gathered first
+
+    def _begin_contexts(self) -> None:
+        for request in self.contexts.begin(self.clock()):
+            self._queue_gathered(request)
+
+    def _queue_gathered(self, request: Request) -> None:
+        request.context = self.contexts.take(request)
+        request.sequences[0].waited = self.clock() - request.queued_time
+        self._queue(request)
+        for span in request.context:
+            self.cache.release(span)
+
+    def _compute_span(self, spec: SpanSpec, parents: tuple[Span, ...], needed_by: Request) -> Request:
+        """Queue the request for a missing span, with the priority of the request that needs it and its waiting."""
+        self._num_spans += 1
+        request = self.prepare_request(
+            f"\0span-{self._num_spans}",  # no id that a user would choose
+            spec.tokens.tolist(),
+            _SPAN_PARAMS,
+            kind=RequestKind.SPAN,
+            priority=needed_by.priority,
+            context=parents,
+            first_position=spec.first_position,
+        )
+        self._enter(request)
+        request.queued_time = needed_by.queued_time
+        request.sequences[0].waited = self.clock() - needed_by.queued_time
+        self._queue(request)
+        return request
+
+    def _settle(self, updated: list[Request]) -> list[Request]:
+        """Tell those who wait for spans what has become of them; `updated` without the requests for spans."""
+        was_changing, self._changing = self._changing, True
+        failed: list[Request] = []
+        while self._landed:
+            complete, lost = self.contexts.landed(self._landed.pop())
+            for request in complete:
+                self._queue_gathered(request)
+            for request in lost:
+                if not request.finished:
+                    self._end(request, "error", request.error)
+                    failed.append(request)
+        self._begin_contexts()
+        self._changing = was_changing
+        return [request for request in updated if not _is_internal(request)] + failed
 
     def abort(self, request_id: str) -> bool:
         """End a request where it is; False when it is not (or no longer) in the engine."""
@@ -193,6 +268,7 @@ class EngineCore:
         if request is None:
             return False
         self._end(request, "abort")
+        self._settle([])
         return True
 
     def abort_all(self) -> list[Request]:
@@ -202,13 +278,18 @@ class EngineCore:
         requests = list(self.requests.values())
         for request in requests:
             self._end(request, "abort")
-        return requests
+        return self._settle(requests)
 
     def step(self) -> list[Request]:
-        """Run one step; returns the requests that got something new (look at `finished`). Empty when idle."""
+        """Run one step; returns the requests that got something new (look at `finished`). Empty when idle, and
+        when the step worked on spans that requests wait for.
+        """
         self._recover_if_interrupted()
         if not self.requests:
             return []
+        return self._settle(self._step())
+
+    def _step(self) -> list[Request]:
         started = self.clock()
         try:
             scheduled, updated = self._schedule()
@@ -246,9 +327,9 @@ class EngineCore:
         scheduler = self.scheduler
         if self.controller is not None:
             self.controller.apply(scheduler, self.clock())
-        started = time.perf_counter()
+        started = time.thread_time()  # its own work: not what the system gives to others meanwhile
         scheduled = scheduler.schedule()
-        self.metrics.schedule_seconds.observe(time.perf_counter() - started)
+        self.metrics.schedule_seconds.observe(time.thread_time() - started)
         updated = []
         while scheduler.found:
             sequence = scheduler.found.pop()
@@ -269,13 +350,19 @@ class EngineCore:
         sequence.constraint = None
         self.scheduler.finish(sequence)
         self.blocks.drop_context(sequence)
-        if sequence.request.finished:
-            del self.requests[sequence.request.request_id]
-            self._count_finished(sequence.request, reason)
+        request = sequence.request
+        if request.finished:
+            del self.requests[request.request_id]
+            if self.contexts.owns(request):
+                self._landed.append(request)
+            elif request.span_specs:
+                self.contexts.end(request)
+            self._count_finished(request, reason)
 
     def _count_finished(self, request: Request, reason: str) -> None:
         request.finished_time = self.clock()
-        self.metrics.count_finished(request, reason)
+        if not _is_internal(request):
+            self.metrics.count_finished(request, reason)
 
     def _end(self, request: Request, reason: str, error: str | None = None) -> None:
         was_changing, self._changing = self._changing, True
@@ -309,6 +396,8 @@ class EngineCore:
         self.pool.reset()
         self.cache.reset()
         self.scheduler = Scheduler(self.config, self.blocks, self.clock)
+        self.contexts.reset()
+        self._landed.clear()
         self.requests = {}
         for request in requests:
             request.error = error
@@ -318,7 +407,7 @@ class EngineCore:
                     sequence.status, sequence.finish_reason = Status.FINISHED, reason
             self._count_finished(request, reason)
         self._changing = False
-        return requests
+        return [request for request in requests if not _is_internal(request)]
 
     def compact(self) -> int:
         """Move live blocks together, give the memory above them back; returns the number of blocks moved."""
@@ -339,7 +428,7 @@ class EngineCore:
         scheduler = self.scheduler
         return EngineStats(
             len(scheduler.running),
-            scheduler.num_waiting,
+            scheduler.num_waiting + len(self.contexts),
             scheduler.num_preemptions,
             self.pool.stats(),
             self.cache.stats,
@@ -358,6 +447,14 @@ class EngineCore:
         """
         self._recover_if_interrupted()
         return not self.requests and self._idle_work.run()
+
+
+_SPAN_PARAMS = SamplingParams(max_tokens=1)
+
+
+def _is_internal(request: Request) -> bool:
+    """Whether the engine made the request itself, for a span that others wait for."""
+    return request.request_id.startswith("\0span-")
 
 
 def _controller(config: EngineConfig) -> LatencyController | None:

@@ -253,6 +253,7 @@ class Request:
     num_cached_tokens: int = 0
     # the spans that its context is gathered from (see engine/contexts.py)
     span_specs: tuple[SpanSpec, ...] = ()
+    context_keys: tuple[bytes, ...] = ()  # of the context's spans, gathered or not
     num_context_tokens: int = 0
     num_cached_context_tokens: int = 0
     # times

@@ -70,6 +70,8 @@ def _count_prefill(engine: EngineCore, sequence: Sequence, num_tokens: int, star
     if not request.scheduled_time:
         request.scheduled_time = started
         engine.metrics.prompt_tokens_cached += request.num_cached_tokens
+        if engine.contexts.owns(request):
+            return  # nobody asked for it: the wait that counts is that of the request that needs it
         waited = started - request.arrival_time
         engine.metrics.request_queue_time.observe(waited)
         engine.metrics.queue_time_by_class[class_name(request.priority)].observe(waited)
