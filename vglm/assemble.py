@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from vglm.decode.detokenizer import Detokenizer
 from vglm.decode.outputs import (
@@ -16,6 +17,9 @@ from vglm.decode.outputs import (
 from vglm.engine.request import Request, Sequence, TokenLogprobs
 from vglm.model.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from vglm.decode.graph_outputs import GraphOutput
+
 
 @dataclass(slots=True)
 class CompletionChunk:
@@ -26,6 +30,7 @@ class CompletionChunk:
     token_ids: list[int]
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    graph: GraphOutput | None = None
     _request: Request | None = field(default=None, repr=False)
 
     @property

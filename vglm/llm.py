@@ -253,23 +253,34 @@ class LLM(GraphTasks):
         return self._complete([one.prompt for one in asked], sampling_params, use_tqdm, asked)
 
     def stream(
-        self, prompt: Prompt | Sequence[Message], sampling_params: SamplingParams | None = None
+        self,
+        prompt: Prompt | Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        *,
+        graph: GraphSource | None = None,
+        constraint: Constraint | None = None,
+        graph_mode: str = "auto",
+        **template_variables: Any,
     ) -> Iterator[CompletionChunk]:
         """Complete one prompt, or one conversation, and yield its text as it becomes certain.
 
-        The last chunk of each completion has a finish_reason. Leaving the loop ends the request.
+        The last chunk of each completion has a finish_reason, and a `graph` if the request has one: see `generate`.
+        Leaving the loop ends the request.
         """
         params = _one_each(SamplingParams() if sampling_params is None else sampling_params, 1)[0]
-        if (
-            isinstance(prompt, Sequence)
-            and not isinstance(prompt, str)
-            and prompt
-            and isinstance(prompt[0], Mapping)
-        ):
-            prompt = self.chat_format.encode(prompt)  # type: ignore[arg-type]
-        if not is_single(prompt):
+        talk = isinstance(prompt, Sequence) and bool(prompt) and isinstance(prompt[0], Mapping)
+        if not talk and not is_single(prompt):
             raise RequestError("stream takes one prompt; use generate for many")
-        encoded = encode_prompts(prompt, self.tokenizer)[0]
+        asked: Asked | None = None
+        if graph is not None:
+            ask = partial(self.asking.chat, **template_variables) if talk else self.asking.complete
+            asked = self._ask(ask, [prompt], graph, constraint, graph_mode)[0]
+            encoded: EncodedPrompt = asked.prompt
+        else:
+            _refuse_without_graph(constraint)
+            if talk:
+                prompt = self.chat_format.encode(prompt, **template_variables)  # type: ignore[arg-type]
+            encoded = encode_prompts(prompt, self.tokenizer)[0]
         detokenizers = self._detokenizers(encoded, params, incremental=True)
         chunks: deque[CompletionChunk] = deque()
 
@@ -278,15 +289,19 @@ class LLM(GraphTasks):
             chunks.append(CompletionChunk(index, text, [token]))
             return detokenizers[index].stopped
 
-        constraint = self._constraint(params)
+        compiled = self._constraint(params, asked)
         with self._lock:
-            request = self._add(encoded, params, on_token=on_token, constraint=constraint)
-        stream = self._stream(request, detokenizers, chunks)
+            request = self._add(encoded, params, on_token=on_token, constraint=compiled)
+        stream = self._stream(request, detokenizers, chunks, asked)
         next(stream)  # into its try block: from here on dropping the stream ends the request
         return stream
 
     def _stream(
-        self, request: Request, detokenizers: list[Detokenizer], chunks: deque[CompletionChunk]
+        self,
+        request: Request,
+        detokenizers: list[Detokenizer],
+        chunks: deque[CompletionChunk],
+        asked: Asked | None,
     ) -> Iterator[CompletionChunk]:
         try:
             yield CompletionChunk(0, "", [])  # taken by `stream`
@@ -297,8 +312,9 @@ class LLM(GraphTasks):
             _raise_failed([request])
             for sequence, detokenizer in zip(request.sequences, detokenizers, strict=True):
                 rest = detokenizer.finish()
+                about = asked.output(request, sequence, detokenizer.text) if asked is not None else None
                 yield CompletionChunk(
-                    sequence.index, rest, [], sequence.finish_reason, sequence.stop_reason, request
+                    sequence.index, rest, [], sequence.finish_reason, sequence.stop_reason, about, request
                 )
         finally:
             # The garbage collector may run this in the middle of a step: whoever has the engine then ends the request.
