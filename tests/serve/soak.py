@@ -3,12 +3,14 @@
 Clients stream, wait, hang up, read at a trickle, reset their connections, send what is malformed, ask for what does not
 fit, and arrive in bursts that overflow the queue. Every answer that completes is compared with what the same request gave
 on the idle server. At the end: no request was lost, memory and files did not grow, the engine's accounting is intact.
+test_soak.py runs half a minute of it.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
 import socket
@@ -16,6 +18,7 @@ import struct
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,14 +27,17 @@ import httpx
 from tests.serve.server_process import ServerProcess
 
 TIMEOUT = 300.0  # seconds after which an answer is lost
-SERVER = ("--max-queue", "64", "--max-num-seqs", "16", "--kv-cache-memory", "64M", "--header-timeout", "5")
+SERVER = (
+    *("--max-queue", "64", "--max-num-seqs", "16", "--header-timeout", "5"),
+    *("--kv-cache-memory", "64M", "--max-model-len", "2048"),  # little room: sequences are preempted
+)
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 12}}, "required": ["name"]}
 MALFORMED: list[dict[str, Any]] = [
     {"prompt": []},
     {"prompt": "x", "temperature": -1},
     {"prompt": [1 << 30]},
     {"prompt": "x", "max_tokens": 1 << 40},
-    {"prompt": [5] * 9000},
+    {"prompt": [5] * 9000},  # longer than the context
     {"prompt": "x", "logit_bias": {"a": 1}},
     {"prompt": "x", "structured_outputs": {"regex": "("}},
 ]
@@ -61,6 +67,7 @@ def requests(seed: int = 7) -> list[dict[str, Any]]:
 class Tally:
     """What has happened."""
 
+    begun: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     resident: list[tuple[float, int, int]] = field(default_factory=list)  # minutes, MB, open files
@@ -79,7 +86,8 @@ class Soak:
         self.tally = Tally()
         self.bodies = requests()
         self.expected: list[str] = []
-        limits = httpx.Limits(max_connections=None)
+        # Idle connections are given up before the server does (5 s), or the two would meet now and then.
+        limits = httpx.Limits(max_connections=None, keepalive_expiry=2.0)
         self.http = httpx.AsyncClient(base_url=server.url, timeout=TIMEOUT, limits=limits)
 
     async def learn(self) -> None:
@@ -90,19 +98,22 @@ class Soak:
             self.expected.append(texts(answer.json()))
 
     async def run(self, seconds: float, clients: int) -> None:
-        """Keep `clients` clients busy."""
+        """Keep `clients` clients busy; the first of them begin with one of each kind."""
         end = time.monotonic() + seconds
         watch = asyncio.ensure_future(self._watch(seconds))
 
-        async def client() -> None:
+        async def client(number: int) -> None:
+            await self._one(KINDS[number % len(KINDS)])
             while time.monotonic() < end:
-                kind = self.draw.choices(KINDS, [w for _, w in KINDS_AND_WEIGHTS])[0]
-                await self._one(kind)
+                await self._one(self.draw.choices(KINDS, WEIGHTS)[0])
 
-        await asyncio.gather(*(client() for _ in range(clients)))
+        await asyncio.gather(*map(client, range(clients)))
         watch.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watch  # raises what has ended it before
 
     async def _one(self, kind: str) -> None:
+        self.tally.begun += 1
         try:
             outcome = await getattr(self, kind)()
         except (httpx.HTTPError, OSError) as error:
@@ -144,8 +155,8 @@ class Soak:
         async with self.http.stream(
             "POST", "/v1/completions", json={**self.bodies[i], "stream": True}
         ) as answer:
-            if answer.status_code == 429:
-                return "429"
+            if answer.status_code != 200:
+                return self._refused(answer.status_code)
             async for line in answer.aiter_lines():
                 done = done or line == "data: [DONE]"
                 if not line.startswith("data: {"):
@@ -161,6 +172,11 @@ class Soak:
             return "lost"
         return self._compare(i, json.dumps([parts[k] for k in sorted(parts)]))
 
+    def _refused(self, status: int) -> str:
+        if status != 429:
+            self.tally.problem(f"a valid request got {status}")
+        return str(status)
+
     def _compare(self, i: int, got: str) -> str:
         if got != self.expected[i]:
             self.tally.problem(f"request {i}: {got[:120]!r} instead of {self.expected[i][:120]!r}")
@@ -171,8 +187,8 @@ class Soak:
         """Leaves in the middle of a stream."""
         body = {"prompt": "Once upon a time", "max_tokens": 2000, "ignore_eos": True, "stream": True}
         async with self.http.stream("POST", "/v1/completions", json=body) as answer:
-            if answer.status_code == 429:
-                return "429"
+            if answer.status_code != 200:
+                return self._refused(answer.status_code)
             count = self.draw.randrange(6)
             async for _ in answer.aiter_lines():
                 count -= 1
@@ -182,35 +198,28 @@ class Soak:
 
     async def reset(self) -> str:
         """Sends a request and resets the connection."""
-        sock = await self._connect()
-        body = b'{"prompt": "Once", "max_tokens": 2000, "ignore_eos": true}'
-        head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-        await asyncio.get_running_loop().sock_sendall(sock, head % len(body) + body)
-        await asyncio.sleep(self.draw.random() * 0.2)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        sock.close()
+        with client_socket() as sock:
+            await self._send(sock, {"prompt": "Once", "max_tokens": 2000, "ignore_eos": True})
+            await asyncio.sleep(self.draw.random() * 0.2)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         return "reset"
 
     async def trickle(self) -> str:
         """Reads a stream a byte at a time, for a while."""
-        sock = await self._connect(receive_buffer=2048)
-        loop = asyncio.get_running_loop()
-        body = b'{"prompt": "Once", "max_tokens": 400, "ignore_eos": true, "stream": true}'
-        head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-        await loop.sock_sendall(sock, head % len(body) + body)
-        for _ in range(20):
-            await loop.sock_recv(sock, 1)
-            await asyncio.sleep(0.1)
-        sock.close()
+        with client_socket(receive_buffer=2048) as sock:
+            await self._send(sock, {"prompt": "Once", "max_tokens": 400, "ignore_eos": True, "stream": True})
+            for _ in range(20):
+                await asyncio.get_running_loop().sock_recv(sock, 1)
+                await asyncio.sleep(0.1)
         return "read a little"
 
     async def silent(self) -> str:
         """Opens a connection and sends nothing, or half a head."""
-        sock = await self._connect()
-        if self.draw.random() < 0.5:
-            await asyncio.get_running_loop().sock_sendall(sock, b"POST /v1/completions HTTP/1.1\r\nhost:")
-        await asyncio.sleep(self.draw.random() * 3)
-        sock.close()
+        with client_socket() as sock:
+            await self._connect(sock)
+            if self.draw.random() < 0.5:
+                await asyncio.get_running_loop().sock_sendall(sock, HEAD[:40])
+            await asyncio.sleep(self.draw.random() * 3)
         return "gone"
 
     async def malformed(self) -> str:
@@ -225,13 +234,13 @@ class Soak:
         outcomes = await asyncio.gather(*(self.wait() for _ in range(60)))
         return "all answered" if set(outcomes) <= {"right", "429"} else "not all answered"
 
-    async def _connect(self, receive_buffer: int | None = None) -> socket.socket:
-        sock = socket.socket()
-        if receive_buffer is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        sock.setblocking(False)
+    async def _connect(self, sock: socket.socket) -> None:
         await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.server.port))
-        return sock
+
+    async def _send(self, sock: socket.socket, body: dict[str, Any]) -> None:
+        await self._connect(sock)
+        content = json.dumps(body).encode()
+        await asyncio.get_running_loop().sock_sendall(sock, HEAD % len(content) + content)
 
     # ---- the end ------------------------------------------------------------------------------------------
 
@@ -249,9 +258,19 @@ class Soak:
         if health.status_code != 200:
             self.tally.problem(f"unhealthy at the end: {health.text[:300]}")
         metrics = (await self.http.get("/metrics")).text
-        usage = [line for line in metrics.splitlines() if line.startswith("vglm:kv_cache_usage_perc{")]
-        if not usage or float(usage[0].rsplit(" ", 1)[1]) != 0:
-            self.tally.problem(f"KV blocks are still held: {usage}")
+        for name in (
+            "kv_cache_usage_perc",
+            "num_requests_running",
+            "num_requests_waiting",
+            "integrity_errors_total",
+        ):
+            value = sum(
+                float(line.rsplit(" ", 1)[1])
+                for line in metrics.splitlines()
+                if line.startswith(f"vglm:{name}{{")
+            )
+            if f"vglm:{name}{{" not in metrics or value:
+                self.tally.problem(f"{name} is {value} at the end")
         await self.http.aclose()
 
     def growth(self) -> tuple[int, int]:
@@ -262,18 +281,41 @@ class Soak:
         files = max(f for _, _, f in last) - max(f for _, _, f in half)
         return memory, files
 
+    def verdict(self, most_megabytes: int, most_files: int) -> list[str]:
+        """Everything that was wrong; growth beyond these is, too."""
+        tally, (megabytes, files) = self.tally, self.growth()
+        wrong = list(tally.problems)
+        if tally.begun != sum(tally.outcomes.values()):
+            wrong.append(f"{tally.begun} requests were begun, {sum(tally.outcomes.values())} ended")
+        if megabytes > most_megabytes:
+            wrong.append(f"memory has grown by {megabytes} MB")
+        if files > most_files:
+            wrong.append(f"{files} more files are open")
+        return wrong
 
-KINDS_AND_WEIGHTS = (
-    ("wait", 10),
-    ("stream", 10),
-    ("hang_up", 4),
-    ("reset", 3),
-    ("trickle", 1),
-    ("silent", 2),
-    ("malformed", 4),
-    ("burst", 0.3),
-)
-KINDS = [kind for kind, _ in KINDS_AND_WEIGHTS]
+
+HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+KINDS_AND_WEIGHTS = {
+    "wait": 10.0,
+    "stream": 10.0,
+    "hang_up": 4.0,
+    "reset": 3.0,
+    "trickle": 1.0,
+    "silent": 2.0,
+    "malformed": 4.0,
+    "burst": 0.3,
+}
+KINDS, WEIGHTS = list(KINDS_AND_WEIGHTS), list(KINDS_AND_WEIGHTS.values())
+
+
+@contextlib.contextmanager
+def client_socket(receive_buffer: int | None = None) -> Iterator[socket.socket]:
+    """A socket for asyncio's sock_ methods, which is closed whatever happens."""
+    with socket.socket() as sock:
+        if receive_buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.setblocking(False)
+        yield sock
 
 
 def texts(answer: dict[str, Any]) -> str:
@@ -311,9 +353,10 @@ def main() -> int:
     load = soak(options.minutes * 60, options.clients, options.seed)
     for outcome, count in sorted(load.tally.outcomes.items()):
         print(f"{count:8}  {outcome}")
-    memory, files = load.growth()
-    print(f"growth: {memory} MB, {files} open files; {len(load.tally.problems)} problems")
-    return int(bool(load.tally.problems) or memory > options.most_growth or files > options.clients * 4)
+    wrong = load.verdict(options.most_growth, options.clients * 4)
+    print("growth: {} MB, {} open files".format(*load.growth()))
+    print("\n".join(wrong) or "nothing was wrong")
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":
