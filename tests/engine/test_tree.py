@@ -10,10 +10,12 @@ import pytest
 from engine_helpers import assert_empty, drain, greedy, make_engine, model_of, prompt, tokens_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_model import VOCAB
+from tiny_model import VOCAB, TinyModel
 
 from vglm.engine.core import EngineCore
 from vglm.engine.request import Request, RequestKind, SpanSpec
+from vglm.engine.step import StepBatch, StepResult
+from vglm.engine.tree import MAX_LANES
 from vglm.engine.trie import CandidateTrie
 from vglm.errors import RequestError
 
@@ -246,6 +248,53 @@ def test_a_failing_step_ends_the_tree_and_nothing_else() -> None:
 class _Failing:
     def execute(self, batch: object) -> object:
         raise RuntimeError("no")
+
+
+def test_a_reset_while_it_grows_ends_the_tree() -> None:
+    engine = make_engine(60, max_num_batched_tokens=16)
+    request = tree(engine, prompt(10, 5), SHAPES["random"])
+    for _ in range(3):
+        engine.step()
+    assert engine.reset() == [request]
+    assert request.finished
+    assert_empty(engine)
+    again = tree(engine, prompt(10, 5), SHAPES["random"])
+    drain(engine)
+    assert_same(scores_of(again), one_by_one(prompt(10, 5), SHAPES["random"]))
+
+
+def test_logits_that_are_no_numbers_end_the_tree() -> None:
+    engine = make_engine(60, max_num_batched_tokens=16)
+    request = tree(engine, prompt(10, 5), SHAPES["random"])
+    for _ in range(3):
+        engine.step()
+    engine.executor = _NotFinite(model_of(engine))
+    engine.step()
+    assert request.error is not None
+    assert "not finite" in request.error
+    assert_empty(engine)
+
+
+class _NotFinite:
+    """The sampler's answer when a row of logits has a NaN."""
+
+    def __init__(self, model: TinyModel) -> None:
+        self.model = model
+
+    def execute(self, batch: StepBatch) -> StepResult:
+        result = self.model.execute(batch)
+        result.token_ids[-1] = -1
+        return result
+
+
+def test_a_step_has_so_many_lanes_at_most() -> None:
+    engine = make_engine(1500, max_num_batched_tokens=4096)
+    candidates = [[i % 90, i // 90, 1] for i in range(800)]
+    request = tree(engine, prompt(10, 5), candidates)
+    drain(engine, check=False)
+    assert max(sequences for sequences, _ in model_of(engine).batches) == MAX_LANES
+    assert_same(scores_of(request)[:20], one_by_one(prompt(10, 5), candidates[:20]))
+    assert_empty(engine)
 
 
 def test_compaction_moves_the_pages_of_a_tree() -> None:

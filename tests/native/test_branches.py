@@ -76,6 +76,15 @@ def test_branches_together_get_the_bits_of_each_alone(isa: str, dtype: str, kv: 
         assert np.array_equal(together, wanted)
 
 
+def test_branches_on_the_simulated_tile_unit() -> None:
+    model, length = packed(random_checkpoint(), "int8"), 270
+    alone, native = (executor(model, "amx_simulated", "int8", threads=t, blocks=400) for t in (1, 2))
+    fill(alone, length)
+    fill(native, length)
+    wanted = np.concatenate([step(alone, [branch]) for branch in branches(length)])
+    assert np.array_equal(step(native, branches(length)), wanted)
+
+
 def test_branches_between_other_sequences() -> None:
     """A prompt before them, one of the same pages with many rows, and one with other pages after them."""
     model, length = packed(random_checkpoint(), "int8"), 300
