@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vglm.demo_ask import Answer, Asker
 from vglm.errors import VGLMError
 from vglm.graph.evidence import Candidate
+from vglm.graph.graph import Graph
 from vglm.graph.hpo import HPO, load_hpo
 from vglm.graph.patient import Patient, known_cases, parse_patient, read_patient
-from vglm.graph.question import Mentions, mentions, question
-from vglm.graph.text import GraphText
+from vglm.graph.store import GraphStore, Stored
 from vglm.model.pull import home, pull_hpo
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_CASE = "marfan"
 EXPLAINED = 3  # candidates that the model explains
 MAX_COMMAS = 8  # in the name of a phenotype
-GRAPH_BUDGET = 1_000  # tokens of graph text in one question
+NAME = "hpo"  # in the graph store
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,27 +37,6 @@ class Ranking:
     candidates: list[Candidate]
     first_ms: float
     again_ms: float
-
-
-@dataclass(slots=True)
-class Explanation:
-    """What the model said about one candidate and what it took: seconds, tokens, KV blocks."""
-
-    candidate: Candidate
-    graph: GraphText
-    text: str = ""
-    ttft: float = 0.0
-    seconds: float = 0.0
-    tokens: int = 0
-    prompt_tokens_computed: int = 0
-    kv_blocks: int = 0
-    kv_tokens: int = 0
-    checked: Mentions = field(default_factory=lambda: Mentions((), ()))
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Speed after the first token."""
-        return (self.tokens - 1) / (self.seconds - self.ttft) if self.tokens > 1 else 0.0
 
 
 OTHER_CASES = ", ".join(case for case in known_cases() if case != DEFAULT_CASE)
@@ -81,7 +61,6 @@ class Options:
     excluded: list[str] | None
     model: str
     top: int
-    max_tokens: int
     hpo: Path | None
     explain: bool
     as_json: bool
@@ -106,9 +85,6 @@ def demo(
         str, typer.Option(help="A known model, a GGUF file, or a directory with safetensors.")
     ] = DEFAULT_MODEL,
     top: Annotated[int, typer.Option(min=1, max=1000, help="Candidates to list.")] = 10,
-    max_tokens: Annotated[
-        int, typer.Option(min=1, max=4096, help="Tokens of each explanation, at most.")
-    ] = 96,
     hpo: Annotated[
         Path | None, typer.Option(help="Directory with hp.obo and phenotype.hpoa; else they are fetched.")
     ] = None,
@@ -117,11 +93,12 @@ def demo(
 ) -> None:
     """Rank the rare diseases that fit a patient's findings, with the evidence, and let a model explain them.
 
-    Fetches the Human Phenotype Ontology and the model when they are not there yet, loads the ontology and its
-    annotations as a graph, and prints what it measured. Not a medical device.
+    Fetches the Human Phenotype Ontology and the model when they are not there yet, keeps the ontology and its
+    annotations as a graph in the store, and asks the model why the best candidates are candidates: it reads the
+    graph as spans and can only name what the graph links. Prints what it measured. Not a medical device.
     """
     findings = [*(findings or []), *(terms or [])] or None
-    options = Options(patient, findings, excluded, model, top, max_tokens, hpo, explain, as_json)
+    options = Options(patient, findings, excluded, model, top, hpo, explain, as_json)
     try:
         run(options)
     except VGLMError as error:
@@ -144,20 +121,19 @@ def run(options: Options) -> None:
     view.ranking(ranking.candidates, patient)
     best = ranking.candidates[:EXPLAINED]
     view.evidence(best)
-    explanations: list[Explanation] = []
+    answers: list[Answer] = []
     load_seconds = 0.0
     if options.explain:
         with view.working(f"loading {options.model}"):
             llm, load_seconds = load_model(options.model)
-        explanations = [explain_candidate(llm, hpo, patient, c, options.max_tokens, view) for c in best]
+            stored = stored_graph(hpo, options.hpo)
+        view.stored(stored)
+        answers = ask(llm, stored.graph, patient, best, hpo, view)
     if options.as_json:
-        print(
-            json.dumps(
-                report(hpo, patient, ranking, explanations, load_seconds), indent=2, ensure_ascii=False
-            )
-        )
+        found = report(hpo, patient, ranking, answers, load_seconds)
+        print(json.dumps(found, indent=2, ensure_ascii=False))
     else:
-        view.measured(hpo, ranking, explanations, options.model, load_seconds)
+        view.measured(hpo, ranking, answers, options.model, load_seconds)
 
 
 def choose_patient(hpo: HPO, options: Options) -> Patient:
@@ -205,52 +181,29 @@ def load_model(model: str) -> tuple[LLM, float]:
     return llm, time.perf_counter() - started
 
 
-def explain_candidate(
-    llm: LLM, hpo: HPO, patient: Patient, candidate: Candidate, max_tokens: int, view: Any
-) -> Explanation:
-    """Asks the model about one candidate, shows the answer as it comes, and checks what it names."""
+def stored_graph(hpo: HPO, directory: Path | None) -> Stored:
+    """The ontology in the graph store, put there the first time; with a directory of one's own in memory only.
 
-    def count_tokens(text: str) -> int:
-        return len(llm.tokenizer.encode(text, add_special=False))
-
-    messages, text = question(hpo.graph, candidate, patient.findings, count_tokens, GRAPH_BUDGET)
-    result = Explanation(candidate, text)
-    view.asking(candidate, text)
-    for piece in stream_answer(llm, messages, max_tokens, result):
-        result.text += piece
-        view.piece(piece)
-    result.checked = mentions(hpo, candidate, result.text)
-    view.answered(result)
-    return result
-
-
-def stream_answer(
-    llm: LLM, messages: list[dict[str, str]], max_tokens: int, result: Explanation
-) -> Iterator[str]:
-    """Yields the answer's text as it is generated and writes its measurements into `result`.
-
-    The clock starts before the chat template and the tokenizer run.
+    What was changed in the store since is what the model reads: try `vglm graph patch hpo`.
     """
-    from vglm import SamplingParams
+    if directory is not None:
+        return Stored(NAME, 0, hpo.graph)
+    with GraphStore() as store:
+        if NAME not in store:
+            store.create(NAME, hpo.graph)
+        return store.read(NAME)
 
-    params = SamplingParams(max_tokens=max_tokens, temperature=0, frequency_penalty=0.2)
-    computed = llm.engine.metrics.prompt_tokens
-    started = time.perf_counter()
-    for chunk in llm.stream(messages, params):
-        now = time.perf_counter() - started
-        if chunk.token_ids:
-            result.ttft = result.ttft or now
-            result.seconds = now
-            result.tokens += len(chunk.token_ids)
-            pool = llm.stats().pool
-            result.kv_blocks, result.kv_tokens = pool.used, pool.tokens_valid
-        if chunk.text:
-            yield chunk.text
-    result.prompt_tokens_computed = llm.engine.metrics.prompt_tokens - computed
+
+def ask(llm: LLM, graph: Graph, patient: Patient, best: list[Candidate], hpo: HPO, view: Any) -> list[Answer]:
+    """Why each of the best candidates is one; then, over the same parts of the graph, which fits best."""
+    asker = Asker(llm, graph, [hpo.graph.name_of(finding) for finding in patient.findings], view)
+    answers = [asker.explain(candidate) for candidate in best]
+    answers.append(asker.choose(best))
+    return [answer for answer in answers if answer is not None]
 
 
 def report(
-    hpo: HPO, patient: Patient, ranking: Ranking, explanations: list[Explanation], model_seconds: float
+    hpo: HPO, patient: Patient, ranking: Ranking, answers: list[Answer], model_seconds: float
 ) -> dict[str, Any]:
     """Everything that the demo found and measured, as JSON values."""
     name: Callable[[str], str] = hpo.graph.name_of
@@ -262,22 +215,7 @@ def report(
             "excluded": [{"id": i, "name": name(i)} for i in patient.excluded],
         },
         "candidates": [asdict(candidate) for candidate in ranking.candidates],
-        "explanations": [
-            {
-                "id": e.candidate.id,
-                "text": e.text,
-                "graph_text": e.graph.text,
-                "linked": e.checked.linked,
-                "unlinked": e.checked.unlinked,
-                "ttft_ms": 1000 * e.ttft,
-                "tokens_per_second": e.tokens_per_second,
-                **{
-                    key: getattr(e, key)
-                    for key in ("tokens", "prompt_tokens_computed", "kv_blocks", "kv_tokens")
-                },
-            }
-            for e in explanations
-        ],
+        "answers": [_answer(answer) for answer in answers],
         "measured": {
             "graph_load_seconds": hpo.load_seconds,
             "graph_from_cache": hpo.from_cache,
@@ -285,6 +223,20 @@ def report(
             "ranking_first_ms": ranking.first_ms,
             "ranking_again_ms": ranking.again_ms,
         },
+    }
+
+
+def _answer(answer: Answer) -> dict[str, Any]:
+    counts = ("tokens", "graph_tokens", "cached_tokens", "computed_tokens")
+    return {
+        "question": answer.title,
+        "text": answer.lead + answer.text,
+        "named": [{"id": entity.id, "name": entity.name} for entity in answer.named],
+        "evidence": [asdict(edge) for edge in answer.edges],
+        "graph": answer.graph.to_dict(),
+        "ttft_ms": 1000 * answer.ttft,
+        "seconds": answer.seconds,
+        **{key: getattr(answer, key) for key in counts},
     }
 
 

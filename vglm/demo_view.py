@@ -16,10 +16,12 @@ from rich.text import Text
 from vglm.graph.evidence import Candidate, Evidence
 from vglm.graph.hpo import HPO
 from vglm.graph.patient import Patient
-from vglm.graph.text import GraphText, one_line
+from vglm.graph.store import Stored
+from vglm.graph.text import one_line
 
 if TYPE_CHECKING:
-    from vglm.demo import Explanation, Ranking
+    from vglm.demo import Ranking
+    from vglm.demo_ask import Answer
 
 
 class Quiet:
@@ -117,28 +119,41 @@ class View:
                 table.add_row(*_evidence_row(item), style="red")
             self.console.print(table)
 
-    def asking(self, candidate: Candidate, text: GraphText) -> None:
-        """The exact graph text that the model is given."""
-        title = f"Graph text for {one_line(candidate.name)}, {text.tokens} tokens"
-        self.console.print(
-            Panel(Text(text.text, "dim"), title=escape(title), title_align="left", box=box.ROUNDED)
-        )
+    def stored(self, stored: Stored) -> None:
+        """Which graph the model reads."""
+        if stored.version:
+            self.console.print(
+                f"[dim]The model reads the stored graph '{stored.name}', version {stored.version}.[/]\n"
+            )
+
+    def asking(self, answer: Answer) -> None:
+        """The question, and the beginning of its answer."""
+        self.console.print(f"[bold]{escape(one_line(answer.title))}[/]")
+        self.console.print(Text(one_line(answer.lead)), end="", soft_wrap=True)
 
     def piece(self, text: str) -> None:
         """A piece of the answer, at once."""
         self.console.print(Text(text), end="", soft_wrap=True)
 
-    def answered(self, explanation: Explanation) -> None:
-        """What the answer names, against the graph."""
-        linked = ", ".join(one_line(name) for _, name in explanation.checked.linked) or "none"
-        self.console.print(f"\n[green]named and linked by an edge:[/] {escape(linked)}", highlight=False)
-        if explanation.checked.unlinked:
-            unlinked = ", ".join(one_line(name) for _, name in explanation.checked.unlinked)
-            self.console.print(f"[red]named without such an edge:[/] {escape(unlinked)}")
+    def answered(self, answer: Answer) -> None:
+        """The edges that the answer rests on, and what of the graph had been computed before."""
         self.console.print()
+        for edge in answer.edges:
+            said = edge.attributes
+            references = ", ".join(said.get("references", ())[:3])
+            frequency = str(said.get("frequency_label") or said.get("frequency") or "")
+            notes = "; ".join(part for part in (frequency, references) if part)
+            target = f"{answer.graph.name_of(edge.target)} [{edge.target}]"
+            line = f"  {edge.source} {edge.relation} {target}" + (f" ({notes})" if notes else "")
+            self.console.print(Text(one_line(line), "green"))
+        share = answer.cached_tokens / answer.graph_tokens if answer.graph_tokens else 0.0
+        self.console.print(
+            f"  [dim]first token after {1000 * answer.ttft:.0f} ms; {answer.cached_tokens} of {answer.graph_tokens} "
+            f"tokens of its graph came from the cache ({share:.0%})[/]\n"
+        )
 
     def measured(
-        self, hpo: HPO, ranking: Ranking, explanations: list[Explanation], model: str, load_seconds: float
+        self, hpo: HPO, ranking: Ranking, answers: list[Answer], model: str, load_seconds: float
     ) -> None:
         """What it took."""
         table = Table(box=box.SIMPLE_HEAD, title="Measured", title_justify="left", pad_edge=False)
@@ -151,28 +166,29 @@ class View:
         table.add_row(
             f"ranking {diseases:,} diseases", f"{ranking.first_ms:.1f} ms, again {ranking.again_ms:.1f} ms"
         )
-        if explanations:
+        if answers:
             table.add_row(f"model {escape(model)} ready", f"{load_seconds:.3f} s")
         self.console.print(table)
-        if explanations:
-            self.console.print(_answers_table(explanations))
+        if answers:
+            self.console.print(_answers_table(answers))
 
 
-def _answers_table(explanations: list[Explanation]) -> Table:
-    """One row per answer; prompt tokens that are not computed came from the prefix cache."""
+def _answers_table(answers: list[Answer]) -> Table:
+    """One row per answer; forced tokens are appended without being sampled."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("Answer")
-    for header in ("First token", "Tokens/s", "Tokens", "Prompt tokens computed", "KV blocks", "KV tokens"):
+    table.add_column("Question")
+    headers = ("First token", "All of it", "Tokens", "Graph tokens", "From the cache", "Computed")
+    for header in headers:
         table.add_column(header, justify="right")
-    for e in explanations:
+    for answer in answers:
         table.add_row(
-            f"{e.candidate.place}. {escape(one_line(e.candidate.name))}",
-            f"{1000 * e.ttft:.1f} ms",
-            f"{e.tokens_per_second:.0f}",
-            str(e.tokens),
-            str(e.prompt_tokens_computed),
-            str(e.kv_blocks),
-            str(e.kv_tokens),
+            escape(one_line(answer.title)),
+            f"{1000 * answer.ttft:.1f} ms",
+            f"{1000 * answer.seconds:.1f} ms",
+            str(answer.tokens),
+            str(answer.graph_tokens),
+            str(answer.cached_tokens),
+            str(answer.computed_tokens),
         )
     return table
 

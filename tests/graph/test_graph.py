@@ -13,7 +13,7 @@ from vglm.errors import GraphError
 from vglm.graph.closure import ancestor_closure
 from vglm.graph.graph import Graph
 from vglm.graph.limits import Limits
-from vglm.graph.text import graph_text
+from vglm.graph.spans import node_spans, sequential_text
 
 MARFAN: dict[str, Any] = {
     "nodes": [
@@ -99,8 +99,8 @@ def test_order_of_input_changes_nothing(data: dict[str, Any], shuffle: random.Ra
     shuffle.shuffle(data["edges"])
     other = Graph.from_dict({"links": data["edges"], "nodes": data["nodes"]})
     assert other.fingerprint == graph.fingerprint
-    assert graph_text(other) == graph_text(graph)
-    assert graph_text(other, budget=60) == graph_text(graph, budget=60)
+    assert sequential_text(other) == sequential_text(graph)
+    assert node_spans(other) == node_spans(graph)
 
 
 @given(node_link(), st.data())

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 import time
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,8 +20,6 @@ from vglm.graph.limits import shown
 from vglm.graph.obo import read_obo
 from vglm.graph.ranking import DiseaseRanker
 from vglm.graph.ranking_index import RankingIndex
-
-_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -66,15 +63,6 @@ class HPO:
         near = difflib.get_close_matches(text.casefold()[:200], self._names, n=3, cutoff=0.75)
         hint = "; did you mean " + " or ".join(repr(name) for name in near) + "?" if near else ""
         raise GraphError(f"no phenotype has the id or name {shown(text)} in release {self.version}{hint}")
-
-    @cached_property
-    def names_by_words(self) -> dict[str, list[str]]:
-        """Phenotype ids by name or synonym, reduced to case-folded words with single spaces between them."""
-        found: dict[str, list[str]] = {}
-        for name, ids in self._names.items():
-            own = found.setdefault(" ".join(_WORD.findall(name)), [])
-            own.extend(node_id for node_id in ids if node_id not in own)
-        return found
 
     @cached_property
     def _names(self) -> dict[str, list[str]]:

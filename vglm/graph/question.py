@@ -1,15 +1,12 @@
-"""Asking a language model why a disease is a candidate, and checking what it names against the graph."""
+"""Questions about a patient's candidates: what of the graph they need, and the words around it."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
+from vglm.graph.annotations import HAS_PHENOTYPE
 from vglm.graph.evidence import Candidate
-from vglm.graph.graph import Graph
-from vglm.graph.hpo import HPO
-from vglm.graph.text import GraphText, TextOptions, graph_text
+from vglm.graph.graph import Edge, Graph
 
 SYSTEM = (
     "You are a medical assistant. "
@@ -25,73 +22,61 @@ Cystic fibrosis (disease)
 Patient: Bronchiectasis, Exocrine pancreatic insufficiency, Recurrent pneumonia.
 
 Question: Why is Cystic fibrosis a candidate for this patient?"""
+LEAD = "{} is a candidate because the graph links it to these findings of the patient: "
 EXAMPLE_ANSWER = (
-    "Cystic fibrosis is a candidate because the graph links it to three findings of the patient: "
-    "bronchiectasis, which was seen in 45 of 60 patients, exocrine pancreatic insufficiency, which is very "
-    "frequent, and recurrent pneumonia."
+    LEAD.format("Cystic fibrosis") + "Exocrine pancreatic insufficiency, Bronchiectasis, Recurrent pneumonia"
 )
-PROMPT_TEXT = TextOptions(definitions=False, references=0, bare_nodes=False)
-LONGEST_NAME = 10  # words; longer phenotype names are not looked for in an answer
-_WORD = re.compile(r"\w+")
+Message = dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Mentions:
-    """Phenotypes that an answer names: (id, name), those that the evidence links to the disease and all
-    others."""
+def matched_phenotypes(candidate: Candidate) -> list[str]:
+    """Ids of the disease's phenotypes that explain findings of the patient, the weightiest first."""
+    return list(dict.fromkeys(item.matched for item in candidate.evidence if item.explained))
 
-    linked: tuple[tuple[str, str], ...]
-    unlinked: tuple[tuple[str, str], ...]
+
+def supporting_edges(graph: Graph, candidate: Candidate) -> list[Edge]:
+    """The edges of the graph between a candidate and the phenotypes that explain findings, in canonical order."""
+    matched = set(matched_phenotypes(candidate))
+    if candidate.id not in graph:
+        return []
+    return [edge for edge in graph.edges_of(candidate.id, relation=HAS_PHENOTYPE) if edge.target in matched]
 
 
 def evidence_graph(graph: Graph, candidates: Iterable[Candidate]) -> Graph:
-    """The sub-graph of the candidates and the edges that explain the patient's findings."""
-    chosen = list(candidates)
-    edges = (edge for c in chosen for item in c.evidence if item.explained for edge in item.edges)
-    return graph.edge_subgraph(edges, nodes=[c.id for c in chosen])
+    """The candidates and the edges that explain the patient's findings, without definitions, aliases and references:
+    a small model needs to read what matters and nothing else.
+    """
+    nodes: dict[str, dict[str, str]] = {}
+    edges: list[dict[str, object]] = []
+    for candidate in candidates:
+        if candidate.id in graph:
+            nodes[candidate.id] = {"name": graph.name_of(candidate.id), "type": graph.node(candidate.id).type}
+        for edge in supporting_edges(graph, candidate):
+            nodes.setdefault(edge.target, {"name": graph.name_of(edge.target)})
+            frequency = edge.attributes.get("frequency_label")
+            known = {} if frequency is None else {"frequency_label": frequency}
+            edges.append(
+                {"source": edge.source, "relation": edge.relation, "target": edge.target, "attributes": known}
+            )
+    return Graph.from_dict({"nodes": [{"id": i, **node} for i, node in nodes.items()], "edges": edges})
 
 
-def question(
-    graph: Graph,
-    candidate: Candidate,
-    findings: Iterable[str],
-    count_tokens: Callable[[str], int],
-    budget: int,
-) -> tuple[list[dict[str, str]], GraphText]:
-    """Chat messages that ask why `candidate` fits, and the graph text of at most `budget` tokens inside
-    them."""
-    text = graph_text(evidence_graph(graph, [candidate]), count_tokens, budget, [candidate.id], PROMPT_TEXT)
-    names = ", ".join(graph.name_of(finding) for finding in findings)
-    why = f"Why is {candidate.name} a candidate for this patient?"
-    asked = f"Graph:\n{text.text}\n\nPatient: {names}.\n\nQuestion: {why}"
-    messages = [
+def explanation(name: str, findings: Sequence[str]) -> list[Message]:
+    """A conversation that ends within the answer to why the disease of this name is a candidate."""
+    asked = f"Why is {name} a candidate for this patient?"
+    return [*_conversation(findings, asked), {"role": "assistant", "content": LEAD.format(name)}]
+
+
+def choice(names: Sequence[str], findings: Sequence[str]) -> list[Message]:
+    """A conversation that ends within the answer to which of the diseases fits best."""
+    asked = f"Which disease fits this patient best: {', '.join(names[:-1])} or {names[-1]}?"
+    return [*_conversation(findings, asked), {"role": "assistant", "content": "The best fit is "}]
+
+
+def _conversation(findings: Sequence[str], asked: str) -> list[Message]:
+    return [
         {"role": "system", "content": SYSTEM},
         {"role": "user", "content": EXAMPLE_QUESTION},
         {"role": "assistant", "content": EXAMPLE_ANSWER},
-        {"role": "user", "content": asked},
+        {"role": "user", "content": f"\nPatient: {', '.join(findings)}.\n\nQuestion: {asked}"},
     ]
-    return messages, text
-
-
-def mentions(hpo: HPO, candidate: Candidate, answer: str) -> Mentions:
-    """The phenotypes whose names or synonyms occur in an answer, longest match first, each once."""
-    supported = {i for item in candidate.evidence if item.explained for i in (item.finding, item.matched)}
-    # The disease's own name is no finding: "Marfan lipodystrophy syndrome" does not claim lipodystrophy.
-    answer = re.sub(re.escape(candidate.name), candidate.id, answer, flags=re.IGNORECASE)
-    words = [word.casefold() for word in _WORD.findall(answer)]
-    found: dict[str, None] = {}
-    position = 0
-    while position < len(words):
-        for length in range(min(LONGEST_NAME, len(words) - position), 0, -1):
-            ids = hpo.names_by_words.get(" ".join(words[position : position + length]))
-            if ids:
-                best = next((i for i in ids if i in supported), ids[0])
-                found.setdefault(best)
-                position += length - 1
-                break
-        position += 1
-    named = [(node_id, hpo.graph.name_of(node_id)) for node_id in found]
-    return Mentions(
-        tuple(item for item in named if item[0] in supported),
-        tuple(item for item in named if item[0] not in supported),
-    )
