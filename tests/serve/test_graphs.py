@@ -319,19 +319,18 @@ def test_a_task_that_cannot_be_done(
     http: httpx.Client, name: str, task: str, body: Any, status: int, param: str
 ) -> None:
     assert refused(http.post(f"{URL}/{name}/{task}", json=body), status)["param"] == param
-    assert refused(
-        http.post(f"{URL}/no such graph/{task}", json=body), 404 if status == 400 and _fits(body) else status
-    )
 
 
-def _fits(body: Any) -> bool:
-    """Whether the body is refused only because of the graph that it meets."""
-    return (
-        body.get("top") != 0
-        and body.get("temperature") != 0
-        and body.get("max_hops") != 99
-        and not (body.get("labels") == ["one"] or (set(body) == {"source"}))
-    )
+def test_tasks_on_a_graph_that_nobody_has_stored(http: httpx.Client) -> None:
+    bodies = {
+        "complete": {"relation": "causes", "head": "g1"},
+        "classify": {"labels": ["one", "two"]},
+        "explain": {"source": "g1", "target": "p1"},
+    }
+    for task, body in bodies.items():
+        for graph in ("no such graph", "a*b"):
+            error = refused(http.post(f"{URL}/{graph}/{task}", json=body), 404)
+            assert error["code"] == "graph_not_found"
 
 
 def test_names_that_many_share_share_their_score(http: httpx.Client) -> None:

@@ -37,6 +37,8 @@ NOT_SUPPORTED = {
     "prompt": "there are no stored prompts; give instructions and input",
     "include": "there is nothing more to tell; /v1/chat/completions has log-probabilities",
     "top_logprobs": "/v1/chat/completions has log-probabilities",
+    "graph": "/v1/chat/completions takes graphs",
+    "constraint": "/v1/chat/completions takes graphs, and constraints over them",
 }
 _NAMES = {"prompt": "input", "messages": "input", "max_tokens": "max_output_tokens"}
 

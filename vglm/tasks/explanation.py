@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from vglm.decode.graph_outputs import GraphOutput
-from vglm.errors import GraphError
+from vglm.errors import GraphError, RequestError
 from vglm.graph.graph import Edge, Graph
 from vglm.graph.paths import evidence
 from vglm.graph.records import Records
@@ -26,10 +26,10 @@ class Explained:
     Attributes:
         paths: of edges between the two entities, the shortest and most specific first; an edge may be walked either way.
         text: the explanation; it begins with the edges of the best path, said one by one, and goes on in the model's words.
-            Every name in [brackets] is an entity of the paths. "" if there is no path.
+            Every name in [brackets] is an entity of the paths. "" if there is none.
         reason: why there is no explanation, else "".
         finish_reason: "stop", or "length" for one that was cut off; None if there is none.
-        graph: what the model has read, and what is cited: the paths, and what the text mentions. None if there is no path.
+        graph: what the model has read, and what is cited: the paths, and what the text mentions; None if there is no text.
     """
 
     paths: tuple[tuple[Edge, ...], ...]
@@ -88,7 +88,12 @@ def explanation_task(
     records = Records(part)
     names = [records.short_name(part.index_of(node_id)) for node_id in (source, target)]
     asks = question if question is not None else QUESTION.format(source=names[0], target=names[1])
-    asked = asking.question(f"{asks}\n{FORM}", part, {"kind": "mentions"}, graph_mode)
+    try:
+        asked = asking.question(f"{asks}\n{FORM}", part, {"kind": "mentions"}, graph_mode)
+    except RequestError as error:
+        if error.param != "constraint":
+            raise
+        return ExplanationTask(paths, None, "none of the names on the paths can stand in brackets")
     lead = _said(records, paths[0])
     words = asking.tokenizer.encode(asking.answer_lead + lead, add_special=False, allow_special_tokens=False)
     asked.prompt = replace(asked.prompt, token_ids=[*asked.prompt.token_ids, *words])
@@ -100,6 +105,7 @@ def _said(records: Records, path: tuple[Edge, ...]) -> str:
     graph = records.graph
 
     def name(node_id: str) -> str:
-        return f"[{records.name(graph.index_of(node_id))}]"
+        written = records.name(graph.index_of(node_id))
+        return written if "[" in written or "]" in written else f"[{written}]"
 
     return " ".join(f"{name(edge.source)} {one_line(edge.relation)} {name(edge.target)}." for edge in path)

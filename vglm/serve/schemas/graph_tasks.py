@@ -149,7 +149,7 @@ class ClassifyAnswer(Answer):
 
 
 class ExplainAnswer(Answer):
-    """Paths of edges between the two entities, and an explanation; null, with a reason, if there is no path."""
+    """Paths of edges between the two entities, and an explanation; null, with a reason, if there is none."""
 
     id: str
     object: Literal["graph.explanation"] = "graph.explanation"
