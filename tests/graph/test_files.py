@@ -21,6 +21,35 @@ SMALL: dict[str, Any] = {
     "nodes": [{"id": "a", "name": "Aspirin", "type": "drug"}, {"id": "b", "name": "Pain"}],
     "edges": [{"source": "a", "relation": "treats", "target": "b"}],
 }
+RICH = Graph.from_dict(
+    {
+        "nodes": [
+            {
+                "id": "http://x/a",
+                "name": 'A\\sp"irin',
+                "type": "drug",
+                "text": "l1\nl2",
+                "aliases": ["é"],
+                "w": [1, None],
+            },
+            {"id": "b & c", "name": "<Pain>", "n": 5, "f": 0.5, "t": True},
+        ],
+        "edges": [
+            {"source": "http://x/a", "relation": "treats", "target": "b & c", "score": 0.5},
+            {"source": "b & c", "relation": "treats", "target": "b & c"},
+        ],
+    }
+)
+OBO = '[Term]\nid: a\nname: A\ndef: "x" []\nsynonym: "y" EXACT []\nis_a: b ! B\n\n[Term]\nid: b\n[Typedef]\nid: r\n'
+SEEDS = {name: RICH.to_json() for name in ("json",)} | {
+    "tsv": "source\trelation\ttarget\tx\na\tb\tc\t1\n",
+    "csv": 'source,relation,target\na,"b ""x""",c\n',
+    "turtle": RICH.to_rdf("turtle"),
+    "ntriples": RICH.to_rdf("ntriples"),
+    "jsonld": RICH.to_rdf("jsonld"),
+    "graphml": RICH.to_graphml(),
+    "obo": OBO,
+}
 WHOLE = ["json", "turtle", "ntriples", "jsonld", "graphml"]  # formats that keep everything
 
 
@@ -90,6 +119,28 @@ def test_options_are_checked(tmp_path: Path) -> None:
         Graph.load(path, "json", x=1)
 
 
+@pytest.mark.parametrize("format", sorted(SEEDS))
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path, format: str) -> None:
+    plain, marked = tmp_path / "graph", tmp_path / "marked"
+    plain.write_bytes(SEEDS[format].encode())
+    marked.write_bytes(b"\xef\xbb\xbf" + SEEDS[format].encode())
+    assert Graph.load(marked, format) == Graph.load(plain, format)
+
+
+def test_empty_graphs_are_kept(tmp_path: Path) -> None:
+    empty = Graph.from_dict({"nodes": []})
+    for format in (name for name, known in FORMATS.items() if known.writer):
+        empty.save(tmp_path / "graph", format)
+        assert Graph.load(tmp_path / "graph", format) == empty
+
+
+@pytest.mark.parametrize("read", [Graph.from_json, Graph.from_rdf, Graph.from_graphml, Graph.from_obo])
+def test_other_objects_than_texts_are_refused(read: Any) -> None:
+    for given_object in (None, 5, ["x"]):
+        with pytest.raises(GraphError, match="expected text or bytes, found"):
+            read(given_object)
+
+
 def test_progress_counts_the_bytes_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "graph.json.gz"
     Graph.from_dict(SMALL).save(path)
@@ -140,35 +191,6 @@ def test_bytes_of_other_kinds_are_refused(tmp_path: Path, format: str, data: byt
         assert not data or (format, data) in [("jsonld", b"[]"), ("jsonld", b"null"), ("turtle", b"[]")]
 
 
-RICH = Graph.from_dict(
-    {
-        "nodes": [
-            {
-                "id": "http://x/a",
-                "name": 'A\\sp"irin',
-                "type": "drug",
-                "text": "l1\nl2",
-                "aliases": ["é"],
-                "w": [1, None],
-            },
-            {"id": "b & c", "name": "<Pain>", "n": 5, "f": 0.5, "t": True},
-        ],
-        "edges": [
-            {"source": "http://x/a", "relation": "treats", "target": "b & c", "score": 0.5},
-            {"source": "b & c", "relation": "treats", "target": "b & c"},
-        ],
-    }
-)
-OBO = '[Term]\nid: a\nname: A\ndef: "x" []\nsynonym: "y" EXACT []\nis_a: b ! B\n\n[Term]\nid: b\n[Typedef]\nid: r\n'
-SEEDS = {name: RICH.to_json() for name in ("json",)} | {
-    "tsv": "source\trelation\ttarget\tx\na\tb\tc\t1\n",
-    "csv": 'source,relation,target\na,"b ""x""",c\n',
-    "turtle": RICH.to_rdf("turtle"),
-    "ntriples": RICH.to_rdf("ntriples"),
-    "jsonld": RICH.to_rdf("jsonld"),
-    "graphml": RICH.to_graphml(),
-    "obo": OBO,
-}
 edits = st.lists(
     st.tuples(
         st.integers(0, 3000),
@@ -188,7 +210,8 @@ def test_damaged_files_are_read_or_refused(
 ) -> None:
     data = bytearray(SEEDS[format].encode())
     for place, length, put in edits:
-        data[place % len(data) : place % len(data) + length] = put or data[: place % 50]
+        start = place % (len(data) + 1)
+        data[start : start + length] = put or data[: place % 50]
     path = tmp_path / "graph"
     path.write_bytes(data)
     found = read_or_refuse(path, format)

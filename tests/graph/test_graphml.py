@@ -91,6 +91,11 @@ def test_what_neo4j_writes() -> None:
     assert graph.to_triples() == [("n0", "ACTED_IN", "n1")]
 
 
+def test_types_that_begin_with_a_colon_are_kept() -> None:
+    graph = Graph.from_dict({"nodes": [{"id": "a", "type": ":"}, {"id": "b", "type": ":x:y"}]})
+    assert Graph.from_graphml(graph.to_graphml()) == graph
+
+
 def test_what_yed_draws() -> None:
     keys = '<key for="node" id="d6" yfiles.type="nodegraphics"/><key for="edge" id="d9" yfiles.type="edgegraphics"/>'
     graph = graphml(

@@ -79,7 +79,6 @@ class GraphData:
                 raise GraphError(f"{item.where}.{name}: is missing")
         drawn = next(iter(item.labels), None)
         if item.is_node:
-            fields["type"] = _split_labels(fields.get("type", ""), attributes)
             fields.setdefault("name", drawn)
             builder.add_node(element["id"], **fields, attributes=attributes, where=item.where)
             return
@@ -115,12 +114,15 @@ class GraphData:
                 found[key.name] = key, text
             else:
                 _add_attribute(attributes, key, text, item.where)
+        own_type = "type" in fields
         for name, synonyms in known.items():
             own = next((word for word in synonyms if found.get(word, ("", ""))[1]), None)
             if own is not None and name not in fields:
                 fields[name] = found.pop(own)[1]
         for key, text in found.values():
             _add_attribute(attributes, key, text, item.where)
+        if item.is_node and not own_type:
+            fields["type"] = _split_labels(fields.get("type", ""), attributes)
         return fields, attributes
 
 

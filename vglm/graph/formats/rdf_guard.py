@@ -104,7 +104,7 @@ class GuardedJsonLd(Guarded):
     """JSON-LD, which is looked through as a whole first."""
 
     def _checked(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        data = b"".join(chunks).removeprefix(b"\xef\xbb\xbf")
+        data = b"".join(chunks)
         contexts = _Contexts()
         if not contexts.count(parse_json(data, self._name)):
             raise self._refused(f"nested more than {_MAX_DEPTH} levels deep")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vglm.errors import GraphError
+from vglm.graph.limits import shown
 
 _CHUNK = 1 << 18  # what is made of a chunk stays in the processor's cache
 _MAX_LINE = 1 << 26
@@ -35,7 +36,9 @@ class Source:
 
     @classmethod
     def of(cls, data: bytes | str, name: str, limit: int) -> Source:
-        """Bytes in memory; raises GraphError for text with lone surrogates."""
+        """Bytes in memory; raises GraphError for text with lone surrogates, and for other objects."""
+        if not isinstance(data, bytes | bytearray | memoryview | str):
+            raise GraphError(f"{name}: expected text or bytes, found {shown(data)}")
         if isinstance(data, str):
             try:
                 data = data.encode()
@@ -44,10 +47,12 @@ class Source:
         return cls(name, io.BytesIO(data), limit)
 
     def chunks(self) -> Iterator[bytes]:
-        """The bytes in pieces."""
+        """The bytes in pieces, without a byte order mark."""
         count = 0
         try:
             while chunk := self._stream.read(_CHUNK):
+                if count == 0:
+                    chunk = chunk.removeprefix(b"\xef\xbb\xbf") or b"\n"
                 count += len(chunk)
                 if count > self._limit:
                     raise GraphError(f"{self.name}: more than {self._limit:,} bytes")
@@ -58,8 +63,8 @@ class Source:
             ) from error
 
     def read(self) -> bytes:
-        """All bytes, without a byte order mark."""
-        return b"".join(self.chunks()).removeprefix(b"\xef\xbb\xbf")
+        """All bytes."""
+        return b"".join(self.chunks())
 
     def blocks(self, keep_returns: bool = False) -> Iterator[tuple[int, str]]:
         """The text in blocks of whole lines: (number of the first line, text without its last line break).
@@ -68,9 +73,7 @@ class Source:
         part of a line. Raises GraphError naming the line that is not UTF-8.
         """
         number, rest = 1, bytearray()
-        for position, chunk in enumerate(self.chunks()):
-            if position == 0:
-                chunk = chunk.removeprefix(b"\xef\xbb\xbf")
+        for chunk in self.chunks():
             head, newline, tail = chunk.rpartition(b"\n")
             if not newline:
                 rest += chunk
