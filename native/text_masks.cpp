@@ -283,8 +283,11 @@ std::string TextMatcher::forced() {
       break;
     }
     if (next.count() != 1) break;
-    forced_.push_back((char)next._Find_first());
-    after_forced_ = machine_.step(after_forced_, (uint8_t)forced_.back(), length_ + (int64_t)forced_.size());
+    const uint8_t byte = (uint8_t)next._Find_first();
+    Threads after = machine_.step(after_forced_, byte, length_ + (int64_t)forced_.size() + 1);
+    if (after.empty()) break;  // a program with a dead end
+    forced_.push_back((char)byte);
+    after_forced_ = std::move(after);
   }
   finished_ |= forced_is_all_ && forced_.empty();
   return forced_;
