@@ -8,5 +8,8 @@ streams         what a request has produced and nobody has taken yet
 sse             a stream as server-sent events
 schemas         every request and response body
 completions, chat, responses, embeddings, tokens, info   the endpoints
+graphs, graph_tasks   /v1/graphs, and what is asked of a graph
+graph_requests  graphs in completions and chats: prompts made of them, what answers say of them
+graph_service   the graph store, and the threads that work on graphs
 auth, limits, admission, logs, tracing, metrics          operations
 """
