@@ -54,6 +54,14 @@ def serve(
     coalesce: Annotated[
         bool, typer.Option(help="Merge increments that are ready together.", rich_help_panel=_SERVER)
     ] = True,
+    ui: Annotated[
+        bool | None,
+        typer.Option(
+            "--ui/--no-ui",
+            help="Show a page at / (default: if NiceGUI is installed).",
+            rich_help_panel=_SERVER,
+        ),
+    ] = None,
     drain_timeout: Annotated[
         float, typer.Option(help="Seconds for requests in flight after SIGTERM.", rich_help_panel=_SERVER)
     ] = 30.0,
@@ -164,6 +172,7 @@ def serve(
         api_key_file=api_key_file,
         cors_origins=tuple(cors_origin or ()),
         coalesce=coalesce,
+        ui=ui,
         drain_timeout=drain_timeout,
         max_queue=max_queue,
         per_key_limit=per_key_limit,

@@ -32,6 +32,8 @@ from vglm.serve.monitoring import Monitoring
 from vglm.serve.no_route import install_no_route_handlers
 from vglm.serve.openapi import document
 from vglm.serve.serving import Serving
+from vglm.serve.ui.gate import PageGate, wanted
+from vglm.serve.ui.visitor import Host
 
 ROUTERS = (
     completions.router,
@@ -90,9 +92,11 @@ def surrounded(app: FastAPI, serving: Serving) -> ASGIApp:
     )
     if options.request_timeout is not None:
         inner = RequestTimeout(inner, options.request_timeout)
+    keys = None
     if options.api_keys or options.api_key_file is not None:
         open_paths = OPEN_PATHS | {"/metrics"} if options.metrics_open else OPEN_PATHS
-        inner = Authentication(inner, ApiKeys(options.api_keys, options.api_key_file), open_paths)
+        keys = ApiKeys(options.api_keys, options.api_key_file)
+        inner = Authentication(inner, keys, open_paths)
     if options.cors_origins:
         inner = CORSMiddleware(
             inner,
@@ -103,4 +107,5 @@ def surrounded(app: FastAPI, serving: Serving) -> ASGIApp:
         )
     app.state.monitoring = watch = Monitoring(app, serving, bodies)
     decode = serving.llm.tokenizer.decode if options.log_prompts else None
-    return AccessLog(inner, watch.observers, decode)
+    inner = AccessLog(inner, watch.observers, decode)
+    return PageGate(inner, Host(serving, keys, watch.observers, decode)) if wanted(options.ui) else inner

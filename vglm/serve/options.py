@@ -29,6 +29,7 @@ class ServeOptions:
         metrics_prefix: "vglm", or "vllm" for dashboards made for vLLM. metrics_open: /metrics needs no key.
         graph_store: the file of the graph store; None: `vglm.graph.store_file.default_store_path()`. has_graph_store: whether
             there is one at all. graphs: (name, file) of graphs that are loaded into it at the start.
+        ui: whether there is a page at /; None: if NiceGUI is installed.
         otlp_endpoint: where OpenTelemetry traces go; None: nowhere.
     """
 
@@ -55,6 +56,7 @@ class ServeOptions:
     log_prompts: bool = False
     metrics_prefix: str = "vglm"
     metrics_open: bool = True
+    ui: bool | None = None
     otlp_endpoint: str | None = None
     graph_store: Path | None = None
     has_graph_store: bool = True

@@ -25,6 +25,7 @@ from vglm.serve.monitoring import Monitoring
 from vglm.serve.options import ServeOptions
 from vglm.serve.protocol import ConnectionLimits, limited_protocol
 from vglm.serve.serving import Serving
+from vglm.serve.ui.gate import PageGate
 
 log = logging.getLogger("vglm.serve")
 
@@ -82,6 +83,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self.interrupted = False
+        self._page = surroundings if isinstance(surroundings, PageGate) else None
         self._signals = 0
         self._serving = serving
         self._url = url
@@ -120,6 +122,8 @@ class Server(uvicorn.Server):
             log.warning("the drain's deadline has passed: %d requests are ended", serving.num_active)
             serving.abort_all()
             await serving.wait_idle(1.0)
+        if self._page is not None:
+            await self._page.stop()
         self.should_exit = True
 
 

@@ -1,0 +1,101 @@
+"""Places for the nodes of a drawing: force-directed, the same for the same graph, and steady while a graph is edited.
+
+After Fruchterman and Reingold (1991): nodes repel each other, edges pull, and steps get shorter. Nodes that have a place
+already keep it, so that a drawing does not jump when something is added to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+STEPS = 300
+MARGIN = np.array((0.12, 0.07))  # of the frame's width and height, for the names at its sides
+_GRAVITY = 0.02  # keeps parts that no edge joins from drifting apart
+_GOLDEN = 2.399963  # radians between neighbours on a spiral
+
+Places = dict[str, tuple[float, float]]
+Points = npt.NDArray[np.float64]
+
+
+def place(
+    nodes: Sequence[str],
+    edges: Sequence[tuple[str, str]],
+    frame: tuple[float, float],
+    known: Mapping[str, tuple[float, float]] | None = None,
+) -> Places:
+    """A place in the frame (width, height) for every node; those of `known` stay as they are."""
+    known = known or {}
+    if not nodes:
+        return {}
+    number = {node: i for i, node in enumerate(nodes)}
+    ends = np.array([(number[a], number[b]) for a, b in edges if a != b], np.int64).reshape(-1, 2)
+    fixed = np.array([node in known for node in nodes])
+    points = _start(nodes, ends, frame, known)
+    if not fixed.all():
+        points = _settled(points, ends, fixed, frame)
+        if not fixed.any():
+            points = _stretched(points, frame)
+    inside = np.clip(points, np.multiply(frame, MARGIN), np.multiply(frame, 1 - MARGIN))
+    points = np.where(fixed[:, None], points, inside)
+    return {node: (round(x, 1), round(y, 1)) for node, (x, y) in zip(nodes, points.tolist(), strict=True)}
+
+
+def _start(
+    nodes: Sequence[str],
+    ends: npt.NDArray[np.int64],
+    frame: tuple[float, float],
+    known: Mapping[str, tuple[float, float]],
+) -> Points:
+    """New nodes begin on a spiral, or beside the neighbours that have a place."""
+    middle = np.array(frame) / 2
+    turn = np.arange(len(nodes)) * _GOLDEN
+    spiral = np.sqrt((np.arange(len(nodes)) + 0.5) / len(nodes))[:, None] * np.stack(
+        [np.cos(turn), np.sin(turn)], 1
+    )
+    points: Points = middle + spiral * middle * 0.8
+    near: dict[int, list[tuple[float, float]]] = {}
+    for a, b in ends.tolist():
+        for one, other in ((a, b), (b, a)):
+            if nodes[other] in known:
+                near.setdefault(one, []).append(known[nodes[other]])
+    for i, node in enumerate(nodes):
+        if node in known:
+            points[i] = known[node]
+        elif i in near:
+            points[i] = np.mean(near[i], 0) + spiral[i] * middle * 0.15
+    return points
+
+
+def _settled(
+    points: Points, ends: npt.NDArray[np.int64], fixed: npt.NDArray[np.bool_], frame: tuple[float, float]
+) -> Points:
+    """Let the forces work; distances are in units of the ideal distance, and the frame is a square meanwhile."""
+    scale = np.array(frame) / np.sqrt(len(points))
+    at = points / scale
+    middle = np.array(frame) / scale / 2
+    for step in range(STEPS):
+        apart = at[:, None] - at[None]
+        square = np.maximum((apart**2).sum(-1), 1e-2)
+        force = (apart / square[..., None]).sum(1)
+        pull = at[ends[:, 0]] - at[ends[:, 1]]
+        pull *= np.sqrt((pull**2).sum(-1, keepdims=True))
+        np.subtract.at(force, ends[:, 0], pull)
+        np.add.at(force, ends[:, 1], pull)
+        force -= _GRAVITY * len(points) * (at - middle) / middle.max()
+        size = np.sqrt((force**2).sum(-1, keepdims=True))
+        longest = 0.8 * (1 - step / STEPS) + 0.01
+        at += np.where(fixed[:, None], 0.0, force / np.maximum(size, 1e-9) * np.minimum(size, longest))
+    settled: Points = at * scale
+    return settled
+
+
+def _stretched(points: Points, frame: tuple[float, float]) -> Points:
+    """The drawing fills its frame."""
+    low, high = points.min(0), points.max(0)
+    size = np.array(frame)
+    room = size * (1 - 2 * MARGIN)
+    spread = np.where(high - low > 1e-6, high - low, np.inf)
+    return np.where(np.isinf(spread), size / 2, size * MARGIN + (points - low) / spread * room)
