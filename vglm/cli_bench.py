@@ -296,3 +296,41 @@ def graph(
         nodes=nodes, words=words, repeats=repeats, large=large, shuffles=shuffles, graphs=tuple(graph_ or ())
     )
     run(model, work, opt.given(dtype=dtype, kv_cache_dtype=kv_cache_dtype, threads=threads)).publish(json_)
+
+
+@bench.command(
+    epilog="Examples:\n\nvglm bench constrained\n\n"
+    "vglm bench constrained --nodes 200000 --edges 1000000 --size 10 --size 1000000 --json constrained.json"
+    + _QUIET
+)
+def constrained(
+    model: opt.BenchModel = _MODEL,
+    nodes: Annotated[int, typer.Option(min=10, help="Nodes of the made-up graph.")] = 20_000,
+    edges: Annotated[int, typer.Option(min=10, help="Edges of the made-up graph.")] = 100_000,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of each free text.")] = 48,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Requests at once; may be repeated; default: 1, 8 and 32.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds, of which the median counts.")] = 5,
+    size: Annotated[
+        list[int] | None, typer.Option(min=1, help="Compile for graphs of so many names; may be repeated.")
+    ] = None,
+    dtype: opt.Dtype = "auto",
+    kv_cache_dtype: opt.KVDtype = "auto",
+    threads: opt.Threads = None,
+    json_: opt.Json = None,
+) -> None:
+    """Grounded decoding: cost per sampled token, what forced tokens save, and compiling."""
+    from vglm.bench.constrained import Constrained, run
+    from vglm.bench.report import check_writable
+
+    check_writable(json_)
+    work = Constrained(
+        nodes=nodes,
+        edges=edges,
+        tokens=tokens,
+        batches=tuple(batch) if batch else (1, 8, 32),
+        repeats=repeats,
+        sizes=tuple(size) if size else (10, 1_000, 100_000),
+    )
+    run(model, work, opt.given(dtype=dtype, kv_cache_dtype=kv_cache_dtype, threads=threads)).publish(json_)

@@ -36,9 +36,10 @@ class GroundedText:
         error: None; every state can be completed.
     """
 
-    __slots__ = ("_matcher", "_vocabulary", "error", "finished")
+    __slots__ = ("_matcher", "_vocabulary", "error", "finished", "parts")
 
     def __init__(self, machine: _native.TextMachine, vocabulary: Vocabulary) -> None:
+        self.parts = (machine, vocabulary)  # that it was made of
         self._matcher = _native.TextMatcher(machine)
         self._vocabulary = vocabulary
         self.finished = False
@@ -139,6 +140,11 @@ class GroundedDecoder:
             return self._grammar.start()
         assert self._machine is not None
         return GroundedText(self._machine, self._vocabulary)
+
+    @property
+    def names(self) -> _native.StringIndex:
+        """The index of the graph's names."""
+        return self._form.names.nodes.native
 
     # ---- reading
 
