@@ -104,6 +104,7 @@ def test_an_idle_server_ends_with_its_status_and_without_a_traceback(
     with ServerProcess() as server:
         assert server.terminate(sig) == status
         assert "Traceback" not in server.errors()
+        assert "leaked" not in server.errors()
 
 
 def test_after_kill_9_the_same_port_serves_again() -> None:

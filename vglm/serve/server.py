@@ -54,10 +54,12 @@ def serve(model: str, engine: dict[str, Any], options: ServeOptions) -> int:
     gc.collect()
     gc.freeze()  # what has been loaded stays: the collector need not look at it again
     server = Server(serving, url_of(listener, options))
-    server.run(sockets=[listener])
-    gc.unfreeze()  # so that it ends in order
-    server.monitoring.stop()
-    writer.stop()
+    try:
+        server.run(sockets=[listener])
+    finally:
+        gc.unfreeze()  # so that what has been loaded is freed in order, and nothing is reported as leaked
+        server.monitoring.stop()
+        writer.stop()
     return INTERRUPTED if server.interrupted else 0
 
 
