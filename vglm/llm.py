@@ -137,7 +137,10 @@ class LLM(GraphTasks):
         with self._loading:
             if self._asking is None:
                 mode = parse_graph_mode(self.options.graph_mode)
-                prompts = GraphPrompts(self.tokenizer, self._packed.graph_card, self.options.block_size, mode)
+                room = self.engine.pool.num_blocks * self.options.block_size
+                prompts = GraphPrompts(
+                    self.tokenizer, self._packed.graph_card, self.options.block_size, mode, room
+                )
                 chat = self.chat_format if self.has_chat_format else None
                 self._asking = Asking(self.tokenizer, self.config, prompts, chat)
         return self._asking

@@ -193,7 +193,7 @@ def test_aborts_and_failures_give_everything_back(monkeypatch: pytest.MonkeyPatc
         ((span(1, 4, 0),), 3, "begins at position 3, but its context ends at 4"),
         ((SpanSpec(np.zeros(0, np.int32), 0),), 9, "is empty"),
         ((SpanSpec(np.array([1 << 20], np.int32), 0),), 9, "token id 1048576"),
-        (tuple(span(i, 40, 0) for i in range(64)), 40, "leaves room for"),
+        (tuple(span(i, 40, 0) for i in range(64)), 40, "of the 256 that the KV cache has room for"),
     ],
 )
 def test_a_malformed_context_is_refused(specs: tuple[SpanSpec, ...], start: int, message: str) -> None:

@@ -154,10 +154,11 @@ def _check_length(request: Request, config: EngineConfig, cache: SpanCache) -> N
     if request.tree is not None and num_prompt % cache.pool.block_size:
         room -= cache.pool.block_size  # branches copy the prompt's last page
     if wanted > room:
+        total = cache.pool.num_blocks * cache.pool.block_size
         raise RequestError(
-            f"the request needs {wanted} tokens, but its context leaves room for {room} in the KV cache; "
-            "raise kv_cache_memory",
-            "prompt",
+            f"the request needs {wanted} tokens after a context that takes {total - room} of the {total} that the "
+            "KV cache has room for; give it a smaller context, or raise kv_cache_memory",
+            "prompt" if room > 0 else "context",
         )
 
 

@@ -175,6 +175,8 @@ class Asking:
             graph = retrieved.graph
         if graph is None:
             raise RequestError(f"graph must be a Graph or a GraphQuery; got {type(source).__name__}", "graph")
+        if constraint is not None and retrieved is not None and not graph.num_nodes:
+            raise RequestError(f"there is nothing to answer from: {retrieved.left_out.why}", "graph")
         decoder = None if constraint is None else self.compile(constraint, graph)
         shared = None if retrieved is None else retrieved.shared_names
         prompt = self.prompts.encode(graph, before, after, wanted, question, shared)

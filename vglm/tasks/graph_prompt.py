@@ -36,6 +36,7 @@ GraphMode = Literal["auto", "spans", "sequential"]
 GRAPH_MODES = ("auto", "spans", "sequential")
 REMEMBERED_TEXTS = 32_768
 REMEMBERED_GRAPHS = 64
+TOKENS_OF_EDGE = 3  # at the least
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +60,15 @@ class GraphPrompts:
     """Makes prompts with graphs for one model, and remembers the tokens of texts; safe to share between threads."""
 
     def __init__(
-        self, tokenizer: Tokenizer, card: GraphCard | None, block_size: int, mode: GraphMode
+        self, tokenizer: Tokenizer, card: GraphCard | None, block_size: int, mode: GraphMode, room: int
     ) -> None:
-        """`mode` holds for requests that choose "auto"; "auto" itself follows the model's card."""
+        """`mode` holds for requests that choose "auto"; "auto" itself follows the model's card. `room`: tokens that the
+        KV cache can hold.
+        """
         self.card = card or GraphCard()
         self.mode = ("spans" if self.card.spans else "sequential") if mode == "auto" else mode
         self._tokenizer = tokenizer
+        self._room = room
         self.count_tokens = TokenCounts(tokenizer)
         self._layout = SpanLayout(block_size, max_tokens=max(block_size, self.card.span_tokens * 3 // 4))
         self._ids = lru_cache(REMEMBERED_TEXTS)(self._encode)
@@ -84,6 +88,7 @@ class GraphPrompts:
 
         `shared_names`: names that other nodes have, too, in the graph of which this one is a part (see `Records`).
         """
+        self._check_size(graph)
         if (self.mode if mode == "auto" else mode) == "sequential":
             written = self._encode(sequential_text(graph, shared_names=shared_names)).tolist()
             return GraphPrompt(
@@ -99,6 +104,15 @@ class GraphPrompts:
             span_specs=(prefix, *spans),
             num_graph_tokens=tokens,
         )
+
+    def _check_size(self, graph: Graph) -> None:
+        """Raises RequestError for a graph that cannot fit, before its text is made."""
+        if graph.num_nodes + TOKENS_OF_EDGE * graph.num_edges > self._room:
+            raise RequestError(
+                f"the graph has {graph.num_nodes:,} nodes and {graph.num_edges:,} edges, but the KV cache has room for "
+                f"{self._room:,} tokens; ask about a part of it (a query with a budget), or raise kv_cache_memory",
+                "graph",
+            )
 
     def spans(self, graph: Graph, shared_names: Collection[str] | None = None) -> list[SpanText]:
         """The graph's spans as text."""
