@@ -22,7 +22,11 @@ KEY = "sk-schemathesis"
 EXAMPLES = os.environ.get("VGLM_FUZZ_EXAMPLES", "25")
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 #: Short contexts and few sequences, so that what is generated ends soon; the document says so.
-OPTIONS = ("--max-model-len", "96", "--max-num-seqs", "16", "--kv-cache-memory", "100M", "--api-key", KEY)
+OPTIONS = ("--max-model-len", "160", "--max-num-seqs", "16", "--kv-cache-memory", "100M", "--api-key", KEY)
+TOWNS = {
+    "nodes": [{"id": "p", "name": "Paris"}, {"id": "f", "name": "France"}],
+    "edges": [{"source": "p", "relation": "is in", "target": "f"}],
+}
 
 
 def schemathesis(url: str, report: Path) -> subprocess.CompletedProcess[str]:
@@ -44,16 +48,29 @@ def answers_in(report: Path, document: dict[str, Any]) -> Counter[tuple[str, str
     for entry in json.loads(report.read_text())["log"]["entries"]:
         request, response = entry["request"], entry["response"]
         path = httpx.URL(request["url"]).path
-        if path not in document["paths"] and path.startswith("/v1/models/"):
-            path = "/v1/models/{model}"
+        path = _documented(path, document)
         media_type = response["content"].get("mimeType", "").split(";")[0]
         seen[path, request["method"], response["status"], media_type] += 1
     return seen
 
 
+def _documented(path: str, document: dict[str, Any]) -> str:
+    """The path as the document writes it."""
+    if path in document["paths"]:
+        return path
+    if path.startswith("/v1/models/"):
+        return "/v1/models/{model}"
+    _, _, task = path.removeprefix("/v1/graphs/").partition("/")
+    pattern = "/v1/graphs/{graph}" + (f"/{task}" if task else "")
+    return pattern if path.startswith("/v1/graphs/") and pattern in document["paths"] else path
+
+
 def test_the_document_is_true(tmp_path: Path) -> None:
-    report = tmp_path / "requests.har"
-    with ServerProcess(*OPTIONS) as server, httpx.Client(base_url=server.url, timeout=60) as http:
+    report, graph = tmp_path / "requests.har", tmp_path / "towns.json"
+    graph.write_text(json.dumps(TOWNS))
+    names = (f"--graph={name}={graph}" for name in ("towns", "spare"))
+    graphs = ("--graph-store", str(tmp_path / "graphs.db"), *names)
+    with ServerProcess(*OPTIONS, *graphs) as server, httpx.Client(base_url=server.url, timeout=60) as http:
         http.headers["authorization"] = f"Bearer {KEY}"
         document = http.get("/openapi.json").json()
         done = schemathesis(server.url, report)

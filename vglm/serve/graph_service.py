@@ -19,7 +19,7 @@ from vglm.errors import ConfigError, GraphError, StoreError, UnknownGraphError
 from vglm.serve.errors import ApiError
 
 if TYPE_CHECKING:
-    from vglm.graph.graph import Graph
+    from vglm.graph.graph import Edge, Graph
     from vglm.graph.store import GraphStore
     from vglm.serve.options import ServeOptions
 
@@ -37,6 +37,7 @@ class GraphService:
         self._workers = ThreadPoolExecutor(WORKERS, "vglm-graphs")
         self._store: GraphStore | None = None
         self._opening = threading.Lock()
+        self.example: Edge | None = None  # of the first graph that the server started with
 
     async def run(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """The result of a function that runs in one of the threads."""
@@ -87,6 +88,8 @@ class GraphService:
             self.store.replace(name, graph)
         stored = self.store.read(name)
         prepare(stored.graph)
+        if self.example is None and stored.graph.num_edges:
+            self.example = stored.graph.edge_at(0)
         log.info("graph %s: version %d, %r", name, stored.version, stored.graph)
 
     def close(self) -> None:

@@ -131,7 +131,12 @@ def _facts(serving: Serving) -> dict[str, dict[str, Any]]:
     names = list(serving.model_names)
     tokenizer = serving.llm.tokenizer
     says_something = bool(tokenizer.prefix_ids or tokenizer.suffix_ids)  # even an empty text has tokens then
+    edge = serving.graphs.example
+    link = {"head": edge.source, "relation": edge.relation} if edge is not None else {}
+    ends = {"source": edge.source, "target": edge.target} if edge is not None else {}
     return {
+        "link_example": {"example": link} if link else {},
+        "explain_example": {"example": ends} if ends else {},
         "model_names": {"enum": ["", *names]},  # an empty name is the first one
         "model_name": {"enum": names},
         "token_id": {"maximum": config.vocab_size - 1},

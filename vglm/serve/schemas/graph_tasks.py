@@ -6,7 +6,17 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from vglm.serve.schemas.common import Answer, Body, Count, ModelName, Priority, SamplingFields, Usage, Whole
+from vglm.serve.schemas.common import (
+    Answer,
+    Body,
+    Count,
+    ModelName,
+    Priority,
+    SamplingFields,
+    Usage,
+    Whole,
+    served,
+)
 from vglm.serve.schemas.graphs import (
     Budget,
     CitedEdge,
@@ -54,6 +64,8 @@ class LinkRequest(RankingFields):
     types: list[str] | None = Field(default=None, description="Nodes of these types instead.")
     version: Version | None = None
 
+    model_config = ConfigDict(json_schema_extra=served("link_example"))
+
 
 class ClassifyStoredRequest(RankingFields):
     """Which label fits an entity and what is near it, or without an entity the whole graph?"""
@@ -62,6 +74,8 @@ class ClassifyStoredRequest(RankingFields):
     entity: NodeId | None = None
     question: Question | None = Field(default=None, description="In place of: Which label fits ...?")
     version: Version | None = None
+
+    model_config = ConfigDict(json_schema_extra={"example": {"labels": ["medicine", "geography"]}})
 
 
 class ClassifyRequest(RankingFields):
@@ -95,6 +109,8 @@ class ExplainRequest(SamplingFields):
     max_tokens: Count = 128
     graph_mode: GraphModeName | None = None
     version: Version | None = None
+
+    model_config = ConfigDict(json_schema_extra=served("explain_example"))
 
 
 class RankedEntity(NamedEntity):

@@ -17,7 +17,6 @@ Hops = Annotated[int, Field(ge=0, le=8), Whole]
 Budget = Annotated[int, Field(ge=1, le=1_000_000), Whole]
 Method = Literal["auto", "ppr", "khop", "paths"]
 GraphModeName = Literal["auto", "spans", "sequential"]
-_EDGE_LISTS: list[Any] = [{"required": ["nodes"]}, {"required": ["edges"]}, {"required": ["links"]}]
 
 
 class NodeItem(Body):
@@ -41,20 +40,17 @@ class EdgeItem(Body):
 
 
 class NodeLink(Body):
-    """A graph as node-link JSON: nodes, and edges (or links) between them. Ids are unique."""
+    """A graph as node-link JSON: nodes, and edges between them, which may be called links instead. Ids are unique."""
 
-    nodes: list[NodeItem] = Field(default=[])
+    nodes: list[NodeItem]
     edges: list[EdgeItem] = Field(default=[])
-    links: list[EdgeItem] = Field(default=[], description="The older name of edges.")
-
-    model_config = ConfigDict(json_schema_extra={"anyOf": _EDGE_LISTS})
 
 
 def _object(value: Any) -> Any:
     """Checked when the graph is made of it, in another thread."""
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or "nodes" not in value:
         raise PydanticCustomError(
-            "graph_type", "expected an object with nodes and edges, or with the id of a graph"
+            "graph_type", "expected an object with nodes and edges, or with the id of a stored graph"
         )
     return value
 
@@ -204,6 +200,7 @@ class GraphCreate(Body):
 
     model_config = ConfigDict(
         json_schema_extra={
+            "anyOf": [{"required": ["graph"]}, {"required": ["data", "format"]}],
             "examples": [
                 {
                     "name": "medicine",
@@ -216,7 +213,7 @@ class GraphCreate(Body):
                     },
                 },
                 {"name": "towns", "format": "tsv", "data": "Paris\tcapital of\tFrance\n"},
-            ]
+            ],
         }
     )
 
