@@ -45,7 +45,7 @@ class Constraint(Protocol):
         ...
 
     @staticmethod
-    def fill_masks(constraints: Sequence[Any], masks: MaskArray) -> None:
+    def fill_masks(constraints: Sequence[Any], masks: MaskArray, /) -> None:
         """The same for constraints of this class at once, uint32 [len(constraints), W]."""
         ...
 
