@@ -8,7 +8,7 @@
 namespace vglm {
 namespace {
 
-constexpr size_t kLarge = 1024;  // names: lists of more are kept
+constexpr size_t kLarge = 64;  // names: lists of more are kept
 
 uint64_t next_list_id() {
   static std::atomic<uint64_t> last{0};

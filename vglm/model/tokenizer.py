@@ -82,9 +82,13 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder()
         return frozenset(token_id for token_id, token in added.items() if token.special)
 
-    @cached_property
+    @property
     def added_ids(self) -> frozenset[int]:
         """Ids of all tokens beside the vocabulary proper, which templates use, except for white space."""
+        return self._added_ids
+
+    @cached_property
+    def _added_ids(self) -> frozenset[int]:
         return frozenset(token_id for token_id, text in self._added.items() if not text.isspace())
 
     def encode(self, text: str, add_special: bool = True, allow_special_tokens: bool = True) -> list[int]:

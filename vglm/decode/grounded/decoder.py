@@ -80,9 +80,9 @@ class GroundedText:
         self.fill_masks([self], row.reshape(1, -1))
 
     @staticmethod
-    def fill_masks(texts: Sequence[GroundedText], masks: MaskArray) -> None:
-        """`fill_mask` for many at once, with the GIL released: uint32 [len(texts), ...], C-contiguous."""
-        _native.TextMatcher.fill_masks([text._matcher for text in texts], masks)
+    def fill_masks(constraints: Sequence[GroundedText], masks: MaskArray) -> None:
+        """`fill_mask` for many at once, with the GIL released: uint32 [len(constraints), ...], C-contiguous."""
+        _native.TextMatcher.fill_masks([text._matcher for text in constraints], masks)
 
 
 class GroundedDecoder:
