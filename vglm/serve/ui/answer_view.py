@@ -23,7 +23,7 @@ class AnswerView:
         ui.label("Answer").classes("v-title")
         self._text = ui.label("").classes("v-answer").props("aria-live=polite")
         self._error = ui.label("").classes("v-error").props("role=alert")
-        self._details = ui.element("div").classes("full")
+        self._details = ui.element("div").classes("full v-details")
         self.begin()
         self._text.text = "The answer to a question appears here."
         self._text.classes("v-faint")
@@ -32,6 +32,7 @@ class AnswerView:
         """A new question: nothing is left of the last one."""
         self._text.classes(remove="v-faint")
         self._text.text = ""
+        self._text.set_visibility(True)
         self._error.set_visibility(False)
         self._details.clear()
 
@@ -46,6 +47,8 @@ class AnswerView:
 
     def show(self, answer: Answer) -> None:
         """The whole answer."""
+        is_name = answer.output is not None and answer.text == ", ".join(e.name for e in answer.output.answer)
+        self._text.set_visibility(not is_name)
         self._text.text = answer.text or (
             "Stopped before the first word." if answer.output is None else "(nothing)"
         )

@@ -24,6 +24,7 @@ class DrawingView:
         self._graph: Graph | None = None
         self._highlights = Highlights()
         self._places: Places = {}
+        self._steady = False
         self._legend = ui.element("div").classes("v-legend")
         self._chart = ui.echart({}, on_point_click=self._clicked, renderer="svg").classes("v-chart")
         self._chart.props["role"] = "img"
@@ -33,12 +34,16 @@ class DrawingView:
             self._nodes = ui.element("div").classes("v-nodes")
 
     async def show(self, graph: Graph, highlights: Highlights, title: str, *, steady: bool) -> None:
-        """Draw a graph; `steady`: nodes that are drawn already keep their places."""
-        known = {node: at for node, at in self._places.items() if node in graph} if steady else {}
+        """Draw a graph; `steady`: it will be followed by more like it, so nodes keep the places that they have
+        in a drawing that is steady, too."""
+        known = {}
+        if steady and self._steady:
+            known = {node: at for node, at in self._places.items() if node in graph}
         if 2 * len(known) < graph.num_nodes:
             known = {}  # another part of the graph: it is better placed anew
         drawn = await self._graphs.run(draw, graph, highlights, self.look, known)
         self._graph, self._highlights, self._places = graph, highlights, drawn.places
+        self._steady = steady
         self._instead.set_visibility(False)
         self._update(drawn)
         self._write_legend(drawn, title, bool(highlights.paths))

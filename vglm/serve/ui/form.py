@@ -11,12 +11,12 @@ from nicegui import ui
 from vglm.serve.ui.library import cut
 from vglm.serve.ui.questions import Question
 
-FORMS = {"answer": "Entity", "walk": "Path", "mentions": "Grounded text", "": "Free text"}
+FORMS = {"answer": "Entity", "walk": "Path", "mentions": "Grounded", "": "Free"}
 MEANINGS = {
-    "answer": "The answer is one entity of the graph, and nothing else.",
-    "walk": "The answer is a path along edges of the graph.",
-    "mentions": "The model's own words, in which all that is in [brackets] is in the graph.",
-    "": "Whatever the model writes. Names of the graph are found in it afterwards.",
+    "answer": "One entity of the graph, and nothing else.",
+    "walk": "A path along edges of the graph.",
+    "mentions": "Words in which all that is in [brackets] is in the graph.",
+    "": "Whatever the model writes; the graph's names are found in it.",
 }
 MODES = {"auto": "As the model's card says", "spans": "Spans", "sequential": "Sequential"}
 MAX_QUESTION = 2000  # characters
@@ -51,7 +51,7 @@ class QuestionForm:
                 self._hops = _number("Hops", 2, 0, 8)
                 self._budget = _number("Token budget", 1024, 16, 32768)
             self._mode = ui.select(MODES, value="auto", label="The graph is read as")
-            self._mode.props("outlined dense").classes("full").style("margin-top: 10px")
+            self._mode.props("outlined dense").classes("full v-mode").style("margin-top: 10px")
         with ui.row().classes("v-row").style("margin-top: 12px"):
             self._ask = (
                 ui.button("Ask", on_click=submit, color=None).props("unelevated").classes("v-action v-ask")

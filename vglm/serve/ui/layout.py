@@ -12,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 STEPS = 300
-MARGIN = np.array((0.12, 0.07))  # of the frame's width and height, for the names at its sides
-_GRAVITY = 0.02  # keeps parts that no edge joins from drifting apart
+MARGIN = np.array((90.0, 34.0))  # pixels at the sides, for the names of nodes there
+MOST_MARGIN = 0.22  # of the frame's width and height
+_EVEN = 0.5
+_GRAVITY = 0.6  # keeps parts that no edge joins from drifting apart
 _GOLDEN = 2.399963  # radians between neighbours on a spiral
 
 Places = dict[str, tuple[float, float]]
@@ -37,8 +39,8 @@ def place(
     if not fixed.all():
         points = _settled(points, ends, fixed, frame)
         if not fixed.any():
-            points = _stretched(points, frame)
-    inside = np.clip(points, np.multiply(frame, MARGIN), np.multiply(frame, 1 - MARGIN))
+            points = _spread(points, frame)
+    inside = np.clip(points, _margin(frame), np.array(frame) - _margin(frame))
     points = np.where(fixed[:, None], points, inside)
     return {node: (round(x, 1), round(y, 1)) for node, (x, y) in zip(nodes, points.tolist(), strict=True)}
 
@@ -72,19 +74,23 @@ def _start(
 def _settled(
     points: Points, ends: npt.NDArray[np.int64], fixed: npt.NDArray[np.bool_], frame: tuple[float, float]
 ) -> Points:
-    """Let the forces work; distances are in units of the ideal distance, and the frame is a square meanwhile."""
+    """Let the forces work; distances are in units of the ideal distance."""
     scale = np.array(frame) / np.sqrt(len(points))
     at = points / scale
     middle = np.array(frame) / scale / 2
+    degrees = np.maximum(np.bincount(ends.ravel(), minlength=len(points)), 1)
+    ease = (
+        1 / np.sqrt(np.minimum(degrees[ends[:, 0]], degrees[ends[:, 1]]))[:, None]
+    )  # what hubs share is not crushed
     for step in range(STEPS):
         apart = at[:, None] - at[None]
         square = np.maximum((apart**2).sum(-1), 1e-2)
         force = (apart / square[..., None]).sum(1)
         pull = at[ends[:, 0]] - at[ends[:, 1]]
-        pull *= np.sqrt((pull**2).sum(-1, keepdims=True))
+        pull *= np.sqrt((pull**2).sum(-1, keepdims=True)) * ease
         np.subtract.at(force, ends[:, 0], pull)
         np.add.at(force, ends[:, 1], pull)
-        force -= _GRAVITY * len(points) * (at - middle) / middle.max()
+        force -= _GRAVITY * (at - middle)
         size = np.sqrt((force**2).sum(-1, keepdims=True))
         longest = 0.8 * (1 - step / STEPS) + 0.01
         at += np.where(fixed[:, None], 0.0, force / np.maximum(size, 1e-9) * np.minimum(size, longest))
@@ -92,10 +98,21 @@ def _settled(
     return settled
 
 
-def _stretched(points: Points, frame: tuple[float, float]) -> Points:
-    """The drawing fills its frame."""
-    low, high = points.min(0), points.max(0)
-    size = np.array(frame)
-    room = size * (1 - 2 * MARGIN)
-    spread = np.where(high - low > 1e-6, high - low, np.inf)
-    return np.where(np.isinf(spread), size / 2, size * MARGIN + (points - low) / spread * room)
+def _margin(frame: tuple[float, float]) -> Points:
+    least: Points = np.minimum(MARGIN, MOST_MARGIN * np.array(frame))
+    return least
+
+
+def _spread(points: Points, frame: tuple[float, float]) -> Points:
+    """The drawing fills its frame, and crowds in it are loosened: places are half way to those of evenly spread ranks."""
+    size, margin = np.array(frame), _margin(frame)
+    out = np.tile(size / 2, (len(points), 1))
+    for axis in range(2):
+        column = points[:, axis]
+        low, high = column.min(), column.max()
+        if high - low < 1e-6:
+            continue
+        even = np.argsort(np.argsort(column, kind="stable"), kind="stable") / (len(points) - 1)
+        share = (1 - _EVEN) * (column - low) / (high - low) + _EVEN * even
+        out[:, axis] = margin[axis] + (size[axis] - 2 * margin[axis]) * share
+    return out

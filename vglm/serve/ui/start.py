@@ -6,6 +6,7 @@ import asyncio
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+from engineio.payload import Payload  # type: ignore[import-untyped]
 from fastapi import FastAPI
 from nicegui import Client, core, ui
 from starlette.requests import Request
@@ -17,6 +18,9 @@ from vglm.serve.ui.visitor import Host, Visitor
 
 LAST_WORDS = 0.3  # seconds in which the browsers hear what the page had to say at the end
 RECONNECT = 10.0  # seconds that a page outlives its connection
+MAX_PACKETS = (
+    1024  # in one message of a browser; by default as few as somebody types while it waits for an answer
+)
 HISTORY = 50  # messages that are sent again after a lost connection
 ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><g stroke="#0072b2" stroke-width="2.5">'
@@ -38,6 +42,7 @@ def start(host: Host) -> RunningPage:
     core.app.config.socket_io_js_transports = ["polling"]  # plain HTTP, so the server's limits hold for it
     core.app.config.quasar_config["loadingBar"]["skipHijack"] = True  # every message would show it
     core.sio.eio.allow_upgrades = False
+    Payload.max_decode_packets = MAX_PACKETS
     ui.run_with(
         app,
         favicon=ICON,
