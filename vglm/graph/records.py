@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from vglm.graph.graph import Graph
@@ -153,10 +154,11 @@ def edge_notes(attributes: Mapping[str, Any], options: RecordOptions = DEFAULT_R
     return f" ({'; '.join(notes)})" if notes else ""
 
 
-def _sentences(text: str) -> list[str]:
+@lru_cache(4096)  # the same records come again and again; texts are short as a rule
+def _sentences(text: str) -> tuple[str, ...]:
     """Sentences of a text, without the spaces between them; at least one."""
-    found = [one_line(sentence) for sentence in _SENTENCE_END.split(text.strip()) if sentence]
-    return found or [""]
+    found = tuple(one_line(sentence) for sentence in _SENTENCE_END.split(text.strip()) if sentence)
+    return found or ("",)
 
 
 def _value(value: Any, most: int) -> str:
