@@ -14,7 +14,7 @@ from vglm.graph.store_names import GraphInfo, checked_name
 from vglm.serve.errors import ApiError
 from vglm.serve.graph_errors import graph_errors
 from vglm.serve.json_body import JSONBodyRoute
-from vglm.serve.schemas.graphs import (
+from vglm.serve.schemas.stored_graphs import (
     STORED_NAME,
     GraphCreate,
     GraphDeleted,
