@@ -85,7 +85,7 @@ def _add_refusals(operation: dict[str, Any], needs_key: bool) -> None:
     """Every status that the operation can answer with besides its success."""
     responses = operation["responses"]
     responses.pop("422", None)
-    statuses = set(_OF_ALL)
+    statuses: set[int] = set(_OF_ALL)
     if "requestBody" in operation:
         statuses |= {404, 429}
     if operation.get("parameters"):

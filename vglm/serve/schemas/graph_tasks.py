@@ -24,7 +24,6 @@ from vglm.serve.schemas.graphs import (
     GraphModeName,
     Hops,
     InlineGraph,
-    NamedEntity,
     NodeId,
     Version,
 )
@@ -113,12 +112,15 @@ class ExplainRequest(SamplingFields):
     model_config = ConfigDict(json_schema_extra=served("explain_example"))
 
 
-class RankedEntity(NamedEntity):
+class RankedEntity(Answer):
     """A candidate: `logprob` in nats of its name after the prompt, `score` the calibrated probability among all candidates.
 
     `known`: the graph has this edge already.
     """
 
+    id: str
+    name: str
+    type: str
     score: float
     logprob: float
     known: bool
