@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from vglm.graph.store import GraphStore
     from vglm.llm import LLM
     from vglm.tasks.asking import GraphQuery
+    from vglm.tasks.explanation import Explained
+    from vglm.tasks.ranking import Ranked
 
 # Imported on first use: `vglm --help` and the graph tools need no engine.
 _HOME = {
@@ -49,6 +51,8 @@ _HOME = {
     "GraphOutput": "vglm.decode.graph_outputs",
     "GraphQuery": "vglm.tasks.asking",
     "GraphStore": "vglm.graph.store",
+    "Explained": "vglm.tasks.explanation",
+    "Ranked": "vglm.tasks.ranking",
     "Grounding": "vglm.decode.grounded",
 }
 
@@ -59,6 +63,7 @@ __all__ = [
     "ConfigError",
     "Edge",
     "EmbeddingOutput",
+    "Explained",
     "Graph",
     "GraphError",
     "GraphOutput",
@@ -68,6 +73,7 @@ __all__ = [
     "Logprob",
     "ModelError",
     "Node",
+    "Ranked",
     "RequestError",
     "RequestMetrics",
     "RequestOutput",
