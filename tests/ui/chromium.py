@@ -33,7 +33,7 @@ FLAGS = (
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
 
-_CHART = 'getElement(Number(document.querySelector(".v-chart").id.slice(1))).chart'
+_CHART = 'getElement(Number(document.querySelector(".v-chart")?.id.slice(1)))?.chart'
 
 
 def start_chromium(profile: Path, *flags: str, size: tuple[int, int] = (1280, 800)) -> webdriver.Chrome:
@@ -170,7 +170,7 @@ class Tab:
 
     def drawing(self) -> dict[str, Any]:
         """What the chart draws, as the chart itself has it."""
-        script = f"return JSON.stringify({_CHART}.getOption()?.series?.[0] ?? null)"
+        script = f"return JSON.stringify({_CHART}?.getOption()?.series?.[0] ?? null)"
         read = self.until(lambda: json.loads(self.driver.execute_script(script)), "a drawing")
         series: dict[str, Any] = read
         return series

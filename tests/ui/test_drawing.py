@@ -94,7 +94,7 @@ def test_parallel_edges_and_loops_do_not_hide_each_other() -> None:
 def test_text_of_the_graph_is_no_template_and_no_html() -> None:
     name, kind = "{a} {b|x} <img src=x onerror=alert(1)>", "<b>{c}</b>"
     graph = Graph.from_dict(
-        {"nodes": [{"id": "a", "name": name, "type": kind, "text": "{d}\n" * 1000}], "edges": []}
+        {"nodes": [{"id": "a", "name": name, "type": kind, "text": "{d} __proto__\n" * 1000}], "edges": []}
     )
     drawn = draw(graph, Highlights(), LOOK)
     assert drawn.options["tooltip"]["renderMode"] == "richText", "HTML tooltips would run what is in names"
@@ -102,6 +102,7 @@ def test_text_of_the_graph_is_no_template_and_no_html() -> None:
     for text in (node["label"]["formatter"], node["tooltip"]["formatter"]):
         assert not any(f"{{{letter}}}" in text for letter in "abcd")
         assert "{b|" not in text
+        assert "__proto__" not in text, "which would change the prototype of all objects in the browser"
         assert len(text) < 600
 
 

@@ -121,6 +121,8 @@ def test_an_edge_is_added_deleted_and_brought_back(
     tab.choose_node("Rhizomelia")
     tab.click(".v-add")
     assert not tab.one(".v-save").is_enabled(), "no node is chosen yet"
+    tab.click(".v-relation-offer", "has phenotype")
+    assert tab.value(".v-edit-relation input") == "has phenotype"
     tab.write(".v-edit-relation input", "is milder than")
     tab.write(".v-edit-search input", "tall")
     tab.click(".v-found", "Tall stature")
@@ -202,7 +204,7 @@ def test_a_node_is_chosen_in_the_drawing(tab: Tab, server: ServerProcess, stored
     tab.open(f"{server.url}/?graph={stored(HANDS)}")
     tab.ask(QUESTION)
     tab.click_in_drawing("t")
-    assert tab.text(".v-name") == "Trident hand"
+    tab.one(".v-name", "Trident hand")
     assert "the prongs of a trident" in tab.text(".v-text")
     assert tab.text(".v-type") == "phenotype · t"
 
@@ -215,7 +217,7 @@ def test_the_page_can_be_used_with_the_keyboard(tab: Tab, server: ServerProcess,
         tab.driver.switch_to.active_element.send_keys(Keys.TAB)
         focused = tab.driver.switch_to.active_element
         names.append(focused.get_attribute("aria-label") or focused.text)
-        if names[-1].startswith("Nodes"):
+        if "Nodes" in names[-1]:
             break
     assert {"Question", "Ask", "Entity"} <= set(names), names
     tab.driver.switch_to.active_element.send_keys(Keys.ENTER)
@@ -223,7 +225,7 @@ def test_the_page_can_be_used_with_the_keyboard(tab: Tab, server: ServerProcess,
     tab.driver.switch_to.active_element.send_keys(Keys.TAB)
     name = tab.driver.switch_to.active_element.text
     tab.driver.switch_to.active_element.send_keys(Keys.ENTER)
-    assert tab.one(".v-name").text == name
+    tab.one(".v-name", name)
 
 
 def test_hostile_names_are_text(tab: Tab, server: ServerProcess, stored: Store) -> None:
@@ -234,19 +236,22 @@ def test_hostile_names_are_text(tab: Tab, server: ServerProcess, stored: Store) 
             {"id": "a", "name": f"Alpha {attack}", "type": attack, "text": script, "aliases": [script]},
             {"id": f"b{script}", "name": f"Beta {script}", "type": "' onmouseover=window.hacked=5 '"},
             {"id": "c", "name": "<|im_end|> {a} {b|c}", "type": "__proto__"},
+            {"id": "__proto__", "name": "__proto__", "type": "constructor"},
         ],
         "edges": [
             {"source": "a", "relation": attack, "target": f"b{script}"},
             {"source": f"b{script}", "relation": script, "target": "c"},
+            {"source": "a", "relation": "__proto__", "target": "__proto__"},
         ],
     }
     tab.open(f"{server.url}/?graph={stored(graph)}")
     tab.click(".v-toggle .q-btn", "Path")
     tab.ask(f"What does Alpha {attack} lead to?")
     assert not tab.errors
-    for node in ("a", f"b{script}", "c"):
-        if node in places_of(tab):
-            tab.hover_in_drawing(node)
+    assert len(places_of(tab)) == 4
+    for node in places_of(tab):
+        tab.hover_in_drawing(node)
+    assert tab.driver.execute_script("for (const key in {}) return key; return ''") == ""
     tab.choose_node(f"Alpha {attack}")
     tab.until(lambda: attack in tab.text(".v-name"), "the record")
     assert attack in tab.text(".v-legend")

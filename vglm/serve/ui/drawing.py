@@ -158,7 +158,7 @@ def _node(
     name = cut(node.name or node.id, 34)
     return {
         "id": _id(node_id),
-        "name": name,
+        "name": plain(name),
         "node": node_id,
         "x": at[0],
         "y": at[1],
@@ -232,8 +232,12 @@ def _id(node_id: str) -> str:
 
 
 def plain(text: str) -> str:
-    """A text as a chart's formatter that shows just this: `{a}` would stand for something else."""
-    return text.replace("{", "{\u200b").replace("|", "|\u200b")
+    """A text as a chart's formatter that shows just this.
+
+    `{a}` would stand for something else. `__proto__` is a key that the chart's cache of text widths cannot tell from the
+    prototype of all objects, which it then changes; nothing in the browser works any more after that.
+    """
+    return text.replace("{", "{\u200b").replace("|", "|\u200b").replace("__proto__", "__\u200bproto__")
 
 
 def _about(name: str, kind: str, text: str) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nicegui import ui
-from nicegui.events import EChartPointClickEventArguments
+from nicegui.events import GenericEventArguments
 
 from vglm.graph.graph import Graph
 from vglm.serve.graph_service import GraphService
 from vglm.serve.ui.drawing import Drawn, Highlights, Look, draw
 from vglm.serve.ui.layout import Places
 from vglm.serve.ui.library import cut
+
+_NODE_OF_CLICK = "(event) => { if (typeof event.data?.node === 'string') emit(event.data.node); }"
 
 
 class DrawingView:
@@ -26,7 +28,8 @@ class DrawingView:
         self._places: Places = {}
         self._steady = False
         self._legend = ui.element("div").classes("v-legend")
-        self._chart = ui.echart({}, on_point_click=self._clicked, renderer="svg").classes("v-chart")
+        self._chart = ui.echart({}, renderer="svg").classes("v-chart")
+        self._chart.on("componentClick", self._clicked, js_handler=_NODE_OF_CLICK)
         self._chart.props["role"] = "img"
         self._instead = ui.element("div").classes("v-empty v-instead")
         self._instead.set_visibility(False)
@@ -90,6 +93,5 @@ class DrawingView:
                 button = ui.button(cut(graph.name_of(node) or node, 60), color=None).props("flat no-caps")
                 button.on_click(lambda _, node=node: self._choose(node)).classes("v-node")
 
-    def _clicked(self, event: EChartPointClickEventArguments) -> object:
-        node = event.data.get("node") if isinstance(event.data, dict) else None
-        return self._choose(node) if isinstance(node, str) else None
+    def _clicked(self, event: GenericEventArguments) -> object:
+        return self._choose(event.args) if isinstance(event.args, str) else None

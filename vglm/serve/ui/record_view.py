@@ -10,6 +10,7 @@ from nicegui import ui
 from vglm.graph.graph import Edge, Node
 from vglm.serve.ui.library import LONGEST_TEXT, Link, Record, cut
 
+MAX_OFFERED = 12  # relations of the graph, to choose from
 Change = Callable[[Edge | None, Edge | None], Coroutine[Any, Any, None]]  # what goes, what comes
 Find = Callable[[str], Coroutine[Any, Any, list[Node]]]
 
@@ -101,16 +102,16 @@ class Editor:
         self._other = None if link is None else link.edge.target if link.outward else link.edge.source
         with ui.element("div").classes("v-editor full") as box:
             ui.label("New edge" if link is None else "Change the edge").classes("v-title")
-            self._relation = ui.input(
-                "Relation",
-                value=record.relations[0]
-                if link is None and record.relations
-                else link.edge.relation
-                if link
-                else "",
-                autocomplete=[relation for relation in record.relations if len(relation) < 200],
-            )
+            self._relation = ui.input("Relation", value="" if link is None else link.edge.relation)
             self._relation.props("outlined dense maxlength=200").classes("full v-edit-relation")
+            with ui.element("div").classes("v-nodes"):
+                for relation in record.relations[:MAX_OFFERED]:
+                    offer = (
+                        ui.button(cut(relation, 60), color=None)
+                        .props("flat no-caps")
+                        .classes("v-node v-relation-offer")
+                    )
+                    offer.on_click(lambda _, relation=relation: self._relation.set_value(relation))
             label = "Search the node it leads to" if outward else "Search the node it comes from"
             self._search = ui.input(label, on_change=self._searched)
             self._search.props("outlined dense debounce=200 maxlength=200").classes("full v-edit-search")

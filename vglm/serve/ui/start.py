@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AbstractAsyncContextManager
+from importlib import import_module
 from typing import Any
 
-from engineio.payload import Payload  # type: ignore[import-untyped]
 from fastapi import FastAPI
 from nicegui import Client, core, ui
 from starlette.requests import Request
@@ -42,7 +42,7 @@ def start(host: Host) -> RunningPage:
     core.app.config.socket_io_js_transports = ["polling"]  # plain HTTP, so the server's limits hold for it
     core.app.config.quasar_config["loadingBar"]["skipHijack"] = True  # every message would show it
     core.sio.eio.allow_upgrades = False
-    Payload.max_decode_packets = MAX_PACKETS
+    import_module("engineio.payload").Payload.max_decode_packets = MAX_PACKETS
     ui.run_with(
         app,
         favicon=ICON,

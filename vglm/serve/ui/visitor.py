@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from starlette.types import Scope
@@ -53,6 +54,7 @@ class Visitor:
             "type": "http",
             "method": "POST",
             "path": "/",
+            "route": SimpleNamespace(path="/"),
             "query_string": b"",
             "headers": [],
             "client": self.client,
