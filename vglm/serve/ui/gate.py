@@ -22,6 +22,7 @@ log = logging.getLogger("vglm.serve.ui")
 PREFIXES = ("/_nicegui/", "/_nicegui_ws/")
 MAX_MESSAGE = 1 << 20  # bytes that a browser may send at once
 MAX_PAGES = 256  # open at the same time; each keeps some 100 kB here
+STOP_SECONDS = 2.0
 _HEADERS = (
     (
         b"content-security-policy",
@@ -101,10 +102,16 @@ class PageGate:
         return page
 
     async def stop(self) -> None:
-        """Let the browsers go, whose requests would hold up the server's end."""
-        self._stopped = True
+        """Let the browsers go, whose requests would hold up the server's end; takes a moment, and never raises."""
         if self._starting is not None:
-            await (await self._starting).stop()
+            try:
+                async with asyncio.timeout(STOP_SECONDS):
+                    await (await self._starting).stop()
+            except TimeoutError:
+                log.info("a browser that does not answer still has the page")
+            except Exception as error:
+                log.error("the page could not be ended in order", exc_info=error)
+        self._stopped = True
 
 
 def _start(host: Host) -> RunningPage:

@@ -73,5 +73,6 @@ class _Running:
 
     async def stop(self) -> None:
         await asyncio.sleep(LAST_WORDS)
-        await core.sio.eio.disconnect()
+        if core.sio.eio.sockets:
+            await core.sio.eio.disconnect()
         await self._lifespan.__aexit__(None, None, None)
