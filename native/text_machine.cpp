@@ -288,17 +288,14 @@ Threads TextMachine::completed(const Thread& thread, int64_t end) const {
   auto context = std::make_shared<Context>(*thread.context);
   context->list = nullptr;
   context->trail = std::make_shared<Trail>(Trail{thread.context->trail, thread.pc, group, end});
-  if (i.c == kSetNodes) {
+  if (i.c == kSetNodes || i.c == kStep) {  // of targets, the list has those that an edge leads to
     context->nodes.clear();
-    context->hops = 0;
     for (int32_t item : list.index->items(group))
       if (list.has_item(item)) context->nodes.push_back(item);
+    context->hops = i.c == kStep ? context->hops + 1 : 0;
+    context->relation = -1;
   } else if (i.c == kSetRelation) {
     context->relation = list.index->items(group)[0];
-  } else if (i.c == kStep && i.a != kFixed) {
-    context->nodes = stepped(*walks_[(size_t)i.b], *thread.context, group);
-    context->hops++;
-    context->relation = -1;
   } else if (i.c == kUse) {
     context->used.insert(std::lower_bound(context->used.begin(), context->used.end(), group), group);
   }

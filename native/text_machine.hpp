@@ -212,7 +212,6 @@ class TextMachine {
   std::shared_ptr<const NameList> relations(const WalkSpec& walk, const Context& context) const;
   std::shared_ptr<const NameList> targets(const WalkSpec& walk, const Context& context) const;
   std::shared_ptr<const NameList> dynamic_list(const Instruction& i, const Context& context) const;
-  std::vector<int32_t> stepped(const WalkSpec& walk, const Context& context, int32_t group) const;
 
   void find_first_bytes();
   ByteSet own_first_bytes(const Instruction& i) const;

@@ -34,10 +34,6 @@ class Runs {
   int32_t relation() const { return relation_; }
   int64_t size() const { return place_ - begin_; }
   int32_t other(int64_t i) const { return other_at(begin_ + i); }
-  bool leads_to(int32_t node) const {  // the other ends of a run ascend
-    const int64_t found = upper(begin_, place_, [&](int64_t p) { return other_at(p) < node; });
-    return found < place_ && other_at(found) == node;
-  }
   bool seek(int32_t relation) {
     while (next())
       if (relation_ == relation) return true;
@@ -203,21 +199,6 @@ std::shared_ptr<const NameList> TextMachine::dynamic_list(const Instruction& i, 
   if (i.a == kRelations) return relations(walk, context);
   if (i.a == kTargets) return targets(walk, context);
   return std::make_shared<NameList>(list_of_items(*walk.nodes, context.nodes));
-}
-
-// The nodes of this name that an edge of the chosen relation leads to.
-std::vector<int32_t> TextMachine::stepped(const WalkSpec& walk, const Context& context, int32_t group) const {
-  std::vector<int32_t> found;
-  for (int32_t item : context.list->index->items(group)) {
-    if (!context.list->has_item(item) || !walk.reaches(edges_, item, context.hops + 1)) continue;
-    for (int32_t node : context.nodes) {
-      Runs runs(edges_, node, context.inverse);
-      if (!runs.seek(context.relation) || !runs.leads_to(item)) continue;
-      found.push_back(item);
-      break;
-    }
-  }
-  return found;
 }
 
 }  // namespace vglm
