@@ -19,7 +19,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
-PATIENCE = 12.0  # seconds after which something does not come any more
+PATIENCE = 60.0  # seconds after which something does not come any more
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -151,7 +151,7 @@ class Tab:
     def tokens(self) -> tuple[int, int, int]:
         """The graph's tokens: all that were read, those that had been computed before, and those that had not."""
         took = " ".join(self.texts(".v-took"))
-        found = re.search(r"edges: ([\d,]+) tokens, .* computed, ([\d,]+) computed now", took)
+        found = re.search(r"edges?: ([\d,]+) tokens, .* computed, ([\d,]+) computed now", took)
         assert found, took
         read, computed = (int(number.replace(",", "")) for number in found.groups())
         return read, read - computed, computed
@@ -165,7 +165,7 @@ class Tab:
     def choose_node(self, name: str) -> None:
         """Choose a node in the list below the drawing."""
         if not self.all(".v-node"):
-            self.click(".v-draw .v-options", "Nodes")
+            self.click(".v-all .q-item", "Nodes")
         self.click(".v-node", name)
 
     def drawing(self) -> dict[str, Any]:

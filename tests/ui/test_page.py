@@ -305,7 +305,7 @@ def test_another_graph_is_chosen(tab: Tab, server: ServerProcess, stored: Store)
     tab.open(f"{server.url}/?graph={first}")
     tab.one(".v-version", "5 nodes")
     tab.choose(".v-graph", second)
-    tab.one(".v-version", "1 nodes, 0 edges")
+    tab.one(".v-version", "1 node, 0 edges")
     assert f"graph={second}" in tab.driver.current_url
     tab.ask("What is Lonely?")
     assert tab.answer == "Lonely"

@@ -116,12 +116,12 @@ def took_lines(answer: Answer) -> list[str]:
     lines = []
     if answer.first_token is not None:
         first = f"First word after {_milliseconds(answer.first_token)}"
-        lines.append(f"{first}, {answer.num_tokens:,} tokens in {_milliseconds(answer.seconds)}.")
+        lines.append(f"{first}, {counted(answer.num_tokens, 'token')} in {_milliseconds(answer.seconds)}.")
     output = answer.output
     if output is not None:
         cached, total = output.num_cached_tokens, output.num_tokens
         lines.append(
-            f"Read {output.num_nodes:,} nodes and {output.num_edges:,} edges: {total:,} tokens, "
+            f"Read {counted(output.num_nodes, 'node')} and {counted(output.num_edges, 'edge')}: {total:,} tokens, "
             f"{share(cached, total)} of them already computed, {total - cached:,} computed now ({output.mode})."
         )
     lines.append(left_out_line(answer.reading))
@@ -131,6 +131,11 @@ def took_lines(answer: Answer) -> list[str]:
 def left_out_line(reading: Reading) -> str:
     """What was found and not read."""
     return f"Left out: {cut(reading.left_out, 400)}." if reading.left_out else "Nothing was left out."
+
+
+def counted(number: int, noun: str) -> str:
+    """As in "1 node" and "2,000 nodes"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def share(part: int, whole: int) -> str:

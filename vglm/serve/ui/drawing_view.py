@@ -33,7 +33,7 @@ class DrawingView:
         self._chart.props["role"] = "img"
         self._instead = ui.element("div").classes("v-empty v-instead")
         self._instead.set_visibility(False)
-        with ui.expansion("Nodes").classes("full v-options").props("dense") as self._all:
+        with ui.expansion("Nodes").classes("v-options v-all").props("dense") as self._all:
             self._nodes = ui.element("div").classes("v-nodes")
 
     async def show(self, graph: Graph, highlights: Highlights, title: str, *, steady: bool) -> None:

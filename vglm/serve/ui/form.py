@@ -35,7 +35,7 @@ class QuestionForm:
         self._text.props(f'outlined autogrow dense maxlength={MAX_QUESTION} aria-label="Question"')
         self._text.classes("full v-question")
         self._text.on("keydown.enter.exact.prevent", submit)
-        ui.label("Answer").classes("v-title")
+        ui.label("Answer with").classes("v-title")
         self._form = ui.toggle(FORMS, value="answer", on_change=self._explain).props(
             "unelevated no-caps spread toggle-color=v-on toggle-text-color=v-on"
         )

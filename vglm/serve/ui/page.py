@@ -17,7 +17,7 @@ from vglm.graph.store_names import GraphInfo
 from vglm.serve.errors import ApiError, as_api_error
 from vglm.serve.graph_errors import graph_errors
 from vglm.serve.ui import library
-from vglm.serve.ui.answer_view import AnswerView
+from vglm.serve.ui.answer_view import AnswerView, counted
 from vglm.serve.ui.browser import Browser
 from vglm.serve.ui.drawing import Highlights, Look
 from vglm.serve.ui.drawing_view import DrawingView
@@ -75,7 +75,7 @@ class Page:
                     self.answer = AnswerView(self.choose)
             with ui.element("section").classes("v-card v-draw"):
                 self.drawing = DrawingView(self._serving.graphs, look, self.choose)
-            with ui.element("section").classes("v-card"):
+            with ui.element("section").classes("v-card v-record"):
                 self._error = ui.label("").classes("v-error").props("role=alert")
                 self._note = ui.element("div").classes("v-note").props("role=status")
                 self._record = RecordView(self.change, self.find, self.choose)
@@ -122,9 +122,9 @@ class Page:
         with self.drawing.instead():
             ui.label("No graph is stored yet.").classes("v-name")
             ui.label(
-                "Store one with “vglm graph import NAME FILE”, or begin with a small example: eight diseases of"
+                "Store one with “vglm graph import NAME FILE”, or begin with a small example: eight diseases of "
+                "connective tissue and their signs, from the Human Phenotype Ontology."
             )
-            ui.label("connective tissue and their signs, from the Human Phenotype Ontology.")
             button = ui.button("Load the example", color=None, on_click=self._load_example)
             button.props("unelevated").classes("v-action v-example")
 
@@ -160,7 +160,7 @@ class Page:
             self.form.set_busy("")
 
     def _reads(self, reading: Reading) -> None:
-        self.form.set_busy(f"Reading {reading.graph.num_nodes:,} nodes …")
+        self.form.set_busy(f"Reading {counted(reading.graph.num_nodes, 'node')} …")
 
     def _written(self, text: str) -> None:
         self.form.set_busy("Writing …")
@@ -261,7 +261,9 @@ class Page:
 
     def _say_version(self, info: GraphInfo) -> None:
         self._version = info.version
-        self._about.text = f"Version {info.version:,}: {info.nodes:,} nodes, {info.edges:,} edges"
+        self._about.text = (
+            f"Version {info.version:,}: {counted(info.nodes, 'node')}, {counted(info.edges, 'edge')}"
+        )
 
     def _address(self, question: str = "") -> None:
         """The address bar names the graph and the question, so that a reload or a link shows them."""
@@ -280,7 +282,11 @@ def _opening(store: GraphStore, name: str) -> tuple[GraphInfo, list[str], str, G
 
 
 def _title(part: Graph, info: GraphInfo) -> str:
-    return "The graph:" if part.num_nodes == info.nodes else f"{part.num_nodes:,} of {info.nodes:,} nodes:"
+    return (
+        "The graph:"
+        if part.num_nodes == info.nodes
+        else f"{part.num_nodes:,} of {counted(info.nodes, 'node')}:"
+    )
 
 
 def _message(error: Exception) -> str:
