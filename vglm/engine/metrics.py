@@ -89,7 +89,7 @@ class EngineMetrics:
     queue_time_by_class: dict[str, Histogram] = field(  # request_queue_time by class of priority
         default_factory=lambda: {name: Histogram() for name in PRIORITY_CLASSES}
     )
-    schedule_seconds: Histogram = field(default_factory=partial(Histogram, DECISIONS))  # who runs in a step; processor time
+    schedule_seconds: Histogram = field(default_factory=partial(Histogram, DECISIONS))  # processor time
     schedule_time: float = 0.0  # deciding and building batches
     execute_time: float = 0.0  # inside the executor
     apply_time: float = 0.0  # taking over results

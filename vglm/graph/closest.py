@@ -25,7 +25,9 @@ def known_nodes(graph: Graph, ids: Sequence[str], where: str) -> Ints:
     Raises GraphError for an id that the graph does not have, naming the closest ones; `where` is what the message
     calls the list.
     """
-    if isinstance(ids, str | bytes) or not isinstance(ids, Sequence):  # a set would have another order each time
+    if isinstance(ids, str | bytes) or not isinstance(
+        ids, Sequence
+    ):  # a set would have another order each time
         raise GraphError(f"{where}: expected a list of node ids, found {shown(ids)}")
     if len(ids) > MAX_IDS:
         raise GraphError(f"{where}: {len(ids):,} ids, the limit is {MAX_IDS}")
