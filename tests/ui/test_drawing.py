@@ -41,6 +41,20 @@ def test_places_are_the_same_each_time_apart_and_inside() -> None:
     assert closest > 10, "two nodes are drawn on each other"
 
 
+def test_names_do_not_lie_on_each_other() -> None:
+    names = [f"n{i}" for i in range(30)]
+    edges = [("n0", name) for name in names[1:]]
+    widths = [120.0] * len(names)
+
+    def clashes(places: dict[str, tuple[float, float]]) -> int:
+        points = list(places.values())
+        pairs = ((a, b) for i, a in enumerate(points) for b in points[:i])
+        return sum(abs(a[0] - b[0]) < 110 and abs(a[1] - b[1]) < 28 for a, b in pairs)
+
+    assert clashes(place(names, edges, (640.0, 560.0), widths=widths)) == 0
+    assert clashes(place(names, edges, (640.0, 560.0))) > 0, "it takes something to keep them apart"
+
+
 def test_what_is_drawn_stays_where_it_is_when_a_node_comes() -> None:
     nodes = [f"n{i}" for i in range(12)]
     edges = [(nodes[i], nodes[i + 1]) for i in range(11)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -369,6 +371,14 @@ def test_questions_are_counted_and_logged_as_requests(
     assert counted() == before + 1
     assert "method=POST path=/ status=200" in server.errors()
     assert "_nicegui" not in server.errors(), "what the page says to the browser is no request of a client"
+
+
+def test_a_server_that_nobody_looks_at_does_not_load_nicegui() -> None:
+    code = "import sys, vglm.serve.server; print(*(m for m in ('nicegui', 'socketio') if m in sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.strip() == ""
 
 
 def test_without_the_page_the_paths_are_listed(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from vglm.serve.ui.library import cut
 MAX_NODES, MAX_EDGES = 60, 400
 ALL_RELATIONS_UP_TO = 14  # edges: with more, only those of the evidence are labelled
 OTHER = "other types"
+MAX_NAME = 34  # characters at a node
+LETTER_WIDTH, NODE_WIDTH = 5.8, 8.0  # pixels, about
 #: Of node types, in order of their frequency: after Okabe and Ito (2008), for all kinds of colour vision.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#8a63d2", "#b8860b")
 OTHER_COLOUR = "#8b919a"
@@ -87,7 +89,9 @@ def draw(graph: Graph, highlights: Highlights, look: Look, known: Places | None 
     nodes = _chosen(graph, highlights)
     part = graph.subgraph(nodes)
     edges = list(part.edges()) if part.num_edges <= MAX_EDGES else [part.edge_at(i) for i in range(MAX_EDGES)]
-    places = place(nodes, [(edge.source, edge.target) for edge in edges], look.frame, known)
+    names = [_short(graph, node) for node in nodes]
+    widths = [NODE_WIDTH + LETTER_WIDTH * len(name) for name in names]
+    places = place(nodes, [(edge.source, edge.target) for edge in edges], look.frame, known, widths)
     legend = _legend(part)
     colours = dict(legend)
     series = {
@@ -155,7 +159,7 @@ def _node(
     matters = node_id in highlights.nodes
     answers = node_id in highlights.answer
     ring = look.accent if matters else look.ground
-    name = cut(node.name or node.id, 34)
+    name = _short(graph, node_id)
     return {
         "id": _id(node_id),
         "name": plain(name),
@@ -184,6 +188,11 @@ def _node(
         "tooltip": {"formatter": _about(node.name or node.id, node.type, node.text)},
         "z": 3 if matters else 2,
     }
+
+
+def _short(graph: Graph, node_id: str) -> str:
+    """A node's name as the drawing has it."""
+    return cut(graph.name_of(node_id) or node_id, MAX_NAME)
 
 
 def _edges(edges: Sequence[Edge], highlights: Highlights, look: Look) -> list[dict[str, Any]]:

@@ -123,7 +123,7 @@ def _start(host: Host) -> RunningPage:
 def _is_for_page(scope: Scope) -> bool:
     path: str = scope["path"]
     if path == "/":
-        return scope["method"] in ("GET", "HEAD") and _accepts_html(scope)
+        return scope["method"] == "GET" and _accepts_html(scope)
     return path.startswith(PREFIXES)
 
 

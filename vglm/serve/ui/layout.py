@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 STEPS = 300
+PARTING_STEPS = 150
+NAME_HEIGHT = 32.0  # pixels of a node with its name
 MARGIN = np.array((90.0, 34.0))  # pixels at the sides, for the names of nodes there
 MOST_MARGIN = 0.22  # of the frame's width and height
 _EVEN = 0.5
@@ -27,8 +29,12 @@ def place(
     edges: Sequence[tuple[str, str]],
     frame: tuple[float, float],
     known: Mapping[str, tuple[float, float]] | None = None,
+    widths: Sequence[float] | None = None,
 ) -> Places:
-    """A place in the frame (width, height) for every node; those of `known` stay as they are."""
+    """A place in the frame (width, height) for every node; those of `known` stay as they are.
+
+    `widths`: pixels of the nodes' names, which then are kept from lying on each other where there is room.
+    """
     known = known or {}
     if not nodes:
         return {}
@@ -40,6 +46,8 @@ def place(
         points = _settled(points, ends, fixed, frame)
         if not fixed.any():
             points = _spread(points, frame)
+        if widths is not None:
+            points = _parted(points, np.array(widths, float), fixed, frame)
     inside = np.clip(points, _margin(frame), np.array(frame) - _margin(frame))
     points = np.where(fixed[:, None], points, inside)
     return {node: (round(x, 1), round(y, 1)) for node, (x, y) in zip(nodes, points.tolist(), strict=True)}
@@ -116,3 +124,26 @@ def _spread(points: Points, frame: tuple[float, float]) -> Points:
         share = (1 - _EVEN) * (column - low) / (high - low) + _EVEN * even
         out[:, axis] = margin[axis] + (size[axis] - 2 * margin[axis]) * share
     return out
+
+
+def _parted(
+    points: Points, widths: Points, fixed: npt.NDArray[np.bool_], frame: tuple[float, float]
+) -> Points:
+    """Move nodes whose names lie on each other apart: up and down, or sideways where that is shorter."""
+    low, high = _margin(frame), np.array(frame) - _margin(frame)
+    free = ~fixed
+    order = np.sign(np.subtract.outer(np.arange(len(points)), np.arange(len(points))))
+    for _ in range(PARTING_STEPS):
+        apart = points[:, None] - points[None]
+        over_x = (widths[:, None] + widths[None]) / 2 - np.abs(apart[..., 0])
+        over_y = NAME_HEIGHT - np.abs(apart[..., 1])
+        clash = (over_x > 0) & (over_y > 0) & (order != 0)
+        if not clash.any():
+            break
+        sideways = clash & (over_x < over_y)
+        way = np.where(apart == 0, order[..., None], np.sign(apart))
+        push_x = np.where(sideways, over_x * way[..., 0], 0.0).sum(1)
+        push_y = np.where(clash & ~sideways, over_y * way[..., 1], 0.0).sum(1)
+        points = points + 0.3 * free[:, None] * np.stack([push_x, push_y], 1)
+        points = np.where(fixed[:, None], points, np.clip(points, low, high))
+    return points
