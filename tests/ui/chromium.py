@@ -175,6 +175,12 @@ class Tab:
         series: dict[str, Any] = read
         return series
 
+    def scale(self) -> tuple[float, float]:
+        """Pixels of the drawing, across and down, for a pixel of its layout."""
+        at = f"{_CHART}.convertToPixel({{seriesIndex: 0}}, "
+        (x0, y0), (x1, y1) = self.driver.execute_script(f"return [{at}[0, 0]), {at}[100, 100])]")
+        return (x1 - x0) / 100, (y1 - y0) / 100
+
     def hover_in_drawing(self, node: str) -> None:
         """Move the mouse over a node."""
         self._to(node).perform()

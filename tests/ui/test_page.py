@@ -321,6 +321,8 @@ def test_nothing_is_cut_off_at_the_side(tab: Tab, server: ServerProcess, stored:
     tab.choose_node("Trident hand")
     tab.one(".v-name", "Trident hand")
     assert tab.driver.execute_script("return document.scrollingElement.scrollWidth") <= width
+    across, down = tab.scale()
+    assert across == pytest.approx(down), "circles stay circles"
     if width >= 1100:
         assert tab.driver.execute_script("return document.scrollingElement.scrollHeight") <= 800, (
             "it fits the window"

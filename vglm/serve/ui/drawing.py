@@ -101,6 +101,7 @@ def draw(graph: Graph, highlights: Highlights, look: Look, known: Places | None 
         "right": 0,
         "top": 0,
         "bottom": 0,
+        "preserveAspect": True,
         "roam": "move",
         "data": [_node(graph, node, places[node], highlights, look, colours) for node in nodes]
         + _corners(look.frame),
