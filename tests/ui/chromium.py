@@ -122,18 +122,24 @@ class Tab:
 
     def ask(self, question: str, *, enter: bool = False) -> None:
         """Ask and wait for the end of the answer."""
+        self.one(".v-drawn")  # the graph is there, and the question that is suggested
+        before = self.num_ended
         self.write(".v-question textarea", question)
         if enter:
             self.one(".v-question textarea").send_keys(Keys.ENTER)
         else:
             self.click(".v-ask")
-        self.wait_answered()
+        self.wait_ended(before)
 
-    def wait_answered(self) -> None:
-        """Until an answer is there, or an error."""
-        self.until(
-            lambda: self.text(".v-state") == "" and (self.all(".v-took") or self.all(".v-error")), "an answer"
-        )
+    @property
+    def num_ended(self) -> int:
+        """Questions that this page has answered, or refused."""
+        found = self.driver.find_element(By.CSS_SELECTOR, ".v-details").get_attribute("data-ended")
+        return int(found or 0)
+
+    def wait_ended(self, before: int) -> None:
+        """Until one more question has an answer, or an error, than `before`."""
+        self.until(lambda: self.num_ended > before and self.text(".v-state") == "", "an answer")
 
     @property
     def answer(self) -> str:

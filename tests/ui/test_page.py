@@ -51,8 +51,9 @@ def test_an_empty_store_offers_the_example_which_answers(
         tab.click(".v-example")
     tab.open(f"{server.url}/?graph={library.EXAMPLE_NAME}")
     tab.until(lambda: tab.value(".v-question textarea") == library.EXAMPLE_QUESTION, "the example's question")
+    before = tab.num_ended
     tab.click(".v-ask")
-    tab.wait_answered()
+    tab.wait_ended(before)
 
     example = json.loads(library.EXAMPLE.read_text())
     names = {node["name"]: node["id"] for node in example["nodes"] if node["type"] == "disease"}
@@ -97,9 +98,10 @@ def test_enter_asks_and_an_edge_that_is_edited_changes_the_answer(
     assert {"source": "M", "relation": "has phenotype", "target": "t"} in edges
     assert {"source": "A", "relation": "has phenotype", "target": "t"} not in edges
 
+    before_again = tab.num_ended
     tab.click(".v-again")
+    tab.wait_ended(before_again)
     tab.one(".v-drawn", "version 2")
-    tab.wait_answered()
     assert tab.answer == "Marfan syndrome"
     assert marked_edges(tab) == {("M", "t")}
     read, _, computed = tab.tokens()
@@ -191,7 +193,7 @@ def test_stop_ends_an_answer_and_the_next_one_is_whole(
     tab.write(".v-question textarea", "Write a very long story about trident hand, with all details.")
     tab.click(".v-ask")
     tab.click(".v-stop")
-    tab.wait_answered()
+    tab.wait_ended(0)
     assert "Stopped" in tab.text(".v-details")
     tab.until(lambda: http.get("/load").json()["num_requests_running"] == 0, "the end of the request")
     tab.click(".v-toggle .q-btn", "Entity")
@@ -289,6 +291,21 @@ def test_two_tabs_do_not_meet(tab: Tab, server: ServerProcess, stored: Store) ->
     tab.driver.switch_to.window(answer)
     assert tab.answer == "Achondroplasia"
     assert tab.value(".v-question textarea") == QUESTION
+
+
+def test_what_somebody_writes_is_not_replaced_by_a_suggestion(
+    tab: Tab, server: ServerProcess, stored: Store
+) -> None:
+    first, second = stored(HANDS), stored({"nodes": [{"id": "x", "name": "Lonely"}], "edges": []})
+    tab.open(f"{server.url}/?graph={first}")
+    tab.until(lambda: "Achondroplasia" in tab.value(".v-question textarea"), "a suggestion")
+    tab.choose(".v-graph", second)
+    tab.until(lambda: "Lonely" in tab.value(".v-question textarea"), "another suggestion")
+    tab.write(".v-question textarea", "My own question")
+    tab.choose(".v-graph", first)
+    tab.one(".v-version", "5 nodes")
+    tab.until(lambda: "A" in places_of(tab), "the drawing")
+    assert tab.value(".v-question textarea") == "My own question"
 
 
 def test_a_reload_keeps_graph_and_question(tab: Tab, server: ServerProcess, stored: Store) -> None:

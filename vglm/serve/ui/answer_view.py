@@ -20,6 +20,7 @@ class AnswerView:
 
     def __init__(self, choose: Callable[[str], object]) -> None:
         self._choose = choose
+        self._ended = 0
         ui.label("Answer").classes("v-title")
         self._text = ui.label("").classes("v-answer").props("aria-live=polite")
         self._error = ui.label("").classes("v-error").props("role=alert")
@@ -44,6 +45,7 @@ class AnswerView:
         """What went wrong, in a line."""
         self._error.text = message
         self._error.set_visibility(True)
+        self._count()
 
     def show(self, answer: Answer) -> None:
         """The whole answer."""
@@ -60,6 +62,12 @@ class AnswerView:
                 self._entities(answer.output)
                 self._evidence(answer.output.evidence, answer.reading.graph)
             _took(answer)
+        self._count()
+
+    def _count(self) -> None:
+        """Say in the page how many questions have had an end, for whoever drives it."""
+        self._ended += 1
+        self._details.props["data-ended"] = str(self._ended)
 
     def _entities(self, output: GraphOutput) -> None:
         if not output.answer:

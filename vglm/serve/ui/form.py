@@ -30,6 +30,7 @@ class QuestionForm:
         self._submit = submit
         self.busy = False
         self._known_types: tuple[str, ...] = ()
+        self._suggested = ""
         ui.label("Question").classes("v-title")
         self._text = ui.textarea(placeholder="What do you want to know?")
         self._text.props(f'outlined autogrow dense maxlength={MAX_QUESTION} aria-label="Question"')
@@ -77,6 +78,12 @@ class QuestionForm:
     def set_text(self, text: str) -> None:
         """Put a question into the form."""
         self._text.value = text[:MAX_QUESTION]
+
+    def suggest(self, text: str) -> None:
+        """Put a question into the form, unless the user has written one."""
+        if (self._text.value or "") in ("", self._suggested):
+            self._suggested = text[:MAX_QUESTION]
+            self.set_text(text)
 
     def set_types(self, types: Sequence[str]) -> None:
         """The node types of the graph; none is chosen, which leaves it to the question."""

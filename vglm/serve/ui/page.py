@@ -113,7 +113,10 @@ class Page:
             return  # another one was chosen meanwhile
         self._say_version(info)
         self.form.set_types(types)
-        self.form.set_text(question or example)
+        if question:
+            self.form.set_text(question)
+        else:
+            self.form.suggest(example)
         self._address()
         await self.drawing.show(part, Highlights(), _title(part, info), steady=False)
 
