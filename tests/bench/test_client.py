@@ -256,11 +256,15 @@ def test_a_whole_answer_that_is_no_json() -> None:
 
 
 def test_timing_is_what_the_server_did() -> None:
-    """Pauses of the server bound the times from below; nothing bounds them from above on a busy machine."""
+    """Pauses of the server bound the times from below; nothing bounds them from above on a busy machine.
+
+    A first message that is read late leaves less until the last one, so that difference may be a little smaller.
+    """
     with peer.running(lambda _, r: [0.1, *stream(events(r), pause=0.02)]) as running:
         (record,) = run(running.url, Plan(count=1), tokens=(6, 6)).records
     assert record.first - record.sent >= 0.1
-    assert record.last - record.first >= 0.09
+    assert record.last - record.sent >= 0.19
+    assert record.last > record.first
     assert len(record.gaps) == 5
     assert sum(record.gaps) == pytest.approx(record.last - record.first, abs=1e-4)
     assert record.end >= record.last
@@ -363,7 +367,7 @@ def test_open_loop_sends_at_its_times_whatever_the_server_does() -> None:
     with peer.running(lambda _, r: [0.4, *stream(events(r))]) as running:
         done = run(running.url, Plan(count=5, arrivals=[0.0, 0.05, 0.1, 0.15, 0.2]))
     assert [r.due for r in sorted(done.records, key=lambda r: r.index)] == [0.0, 0.05, 0.1, 0.15, 0.2]
-    assert all(r.ok and r.sent >= r.due for r in done.records)
+    assert all(r.ok and r.sent >= r.due - 0.002 for r in done.records)  # the loop counts milliseconds
     assert done.peak_concurrency == 5  # nobody waited for the one before
 
 

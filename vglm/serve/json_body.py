@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+log = logging.getLogger("vglm.serve")
 LARGE = 1 << 15  # bytes; what is smaller is parsed where it is
 
 
@@ -24,9 +27,20 @@ class JSONBodyRequest(Request):
     async def json(self) -> Any:
         """The body, parsed once."""
         if not hasattr(self, "_json"):
-            body = await self.body()
-            self._json = json.loads(body) if len(body) < LARGE else await asyncio.to_thread(_loads, body)
+            try:
+                self._json = await _parse(await self.body())
+            except MemoryError as error:  # no fault of the client's, as which FastAPI would report it
+                raise HTTPException(503, "there is no memory to read the request; try again later") from error
         return self._json
+
+
+async def _parse(body: bytes) -> Any:
+    if len(body) >= LARGE:
+        try:
+            return await asyncio.to_thread(_loads, body)
+        except RuntimeError:  # no thread can be started: the system has no memory for it
+            log.warning("no thread could be started to parse a body of %d bytes", len(body))
+    return json.loads(body)
 
 
 def _loads(body: bytes) -> Any:
