@@ -162,7 +162,8 @@ def _left_out(
     best = next((node for node in around.nodes.tolist() if node not in selection.nodes), None)
     why: list[str] = []
     if nodes or edges:
-        why.append(f"{nodes:,} nodes and {edges:,} edges did not fit into the budget of {budget:,} tokens")
+        missing = f"{_counted(nodes, 'node')} and {_counted(edges, 'edge')}"
+        why.append(f"{missing} did not fit into the budget of {budget:,} tokens")
     if best is not None:
         tokens = selection.own_tokens(best)
         size = f"{tokens:,}" if tokens < UNREAD else f"more than {budget:,}"
@@ -214,3 +215,7 @@ def _retrieved(
 def _part(graph: Graph, nodes: Collection[int], edges: Collection[int]) -> Graph:
     kept = (np.array(sorted(nodes), np.int64), np.array(sorted(edges), np.int64))
     return Graph(restrict(graph.columns, *kept))
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
