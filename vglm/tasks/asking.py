@@ -120,7 +120,7 @@ class Asking:
         """One question, through the chat template where the model has one; control tokens in it are text."""
         if self._chat is not None:
             return self.chat([{"role": "user", "content": text}], source, constraint, mode)
-        after = self._tokenizer.encode(f"\n{text}\nAnswer:", add_special=False, allow_special_tokens=False)
+        after = self._tokenizer.encode(f"{text}\nAnswer:", add_special=False, allow_special_tokens=False)
         return self._ask(source, text, self._heading, after, constraint, mode)
 
     def complete(
@@ -131,11 +131,7 @@ class Asking:
         if len(encoded) != 1 or encoded[0].embeds is not None:
             raise RequestError("a prompt with a graph is one text or a list of token ids", "prompt")
         text = encoded[0].text
-        after = (
-            self._tokenizer.encode("\n" + text, add_special=False)
-            if text is not None
-            else encoded[0].token_ids
-        )
+        after = self._tokenizer.encode(text, add_special=False) if text is not None else encoded[0].token_ids
         question = text if text is not None else self._tokenizer.decode(after)
         return self._ask(source, question, self._heading, after, constraint, mode)
 
@@ -155,8 +151,7 @@ class Asking:
         before, after = self._chat.encode_around(messages, **options)
         question = next(str(m["content"]) for m in reversed(messages) if m.get("role") == "user")
         words = self._tokenizer.encode(self.prompts.card.heading, add_special=False)
-        between = self._tokenizer.encode("\n", add_special=False)
-        return self._ask(source, question, [*before, *words], [*between, *after], constraint, mode)
+        return self._ask(source, question, [*before, *words], after, constraint, mode)
 
     def _ask(
         self,
