@@ -57,10 +57,11 @@ _WORDS = [
     "of",
     "in",
 ]
+FRAME_TOKENS = 256  # more than the question and the words around a graph take
 COLUMNS = [
     ("nodes", "nodes", ",d"),
     ("tokens_per_node", "tokens/node", ".0f"),
-    ("new", "new", ".0%"),
+    ("new", "new", ".1%"),
     ("new_tokens", "tokens computed", ",.0f"),
     ("spans", "TTFT spans, ms", ",.1f"),
     ("sequential", "sequential, ms", ",.1f"),
@@ -112,7 +113,8 @@ def run(model: str, work: GraphSpans, options: dict[str, Any]) -> Report:
                 bar.advance(what=title)
             tables.append(table)
         tables[0].notes.append(
-            "TTFT: from the node-link document, in a new order, to the first token; ratio: sequential / spans"
+            "TTFT: from the node-link document, in a new order, to the first token; ratio: sequential / spans; "
+            "-: the text is longer than the model's context"
         )
         tables.append(_order(llm, work))
         bar.advance(what="order")
@@ -135,27 +137,34 @@ def _sweeps(work: GraphSpans) -> Iterator[tuple[str, list[tuple[int, int, float]
 
 def _cell(llm: LLM, supply: Nodes, nodes: int, words: int, new: float, repeats: int) -> dict[str, Any]:
     """Mean times of questions over graphs of which the share `new` has never been seen, shuffled, in both modes."""
-    row: dict[str, Any] = {"nodes": nodes, "new": new}
-    for mode in ("spans", "sequential"):
-        kept = supply.take(nodes, words)
-        draw = random.Random(nodes)
-        seconds, computed = [], []
-        for repeat in range(repeats + 1):  # the first one fills the cache
-            count = round(new * nodes) if repeat else 0
-            kept = draw.sample(kept, nodes - count) + supply.take(count, words)
-            before = llm.engine.metrics.prompt_tokens
-            begin = time.perf_counter()
-            graph = Graph.from_dict({"nodes": kept, "edges": []})
-            output = llm.generate(QUESTION, ONE_TOKEN, use_tqdm=False, graph=graph, graph_mode=mode)[0]
-            seconds.append(time.perf_counter() - begin)
-            computed.append(llm.engine.metrics.prompt_tokens - before)
-            assert output.graph is not None
-            row["tokens_per_node"] = output.graph.num_tokens / nodes
-        row[mode] = 1e3 * sum(seconds[1:]) / repeats
-        if mode == "spans":
-            row["new_tokens"] = sum(computed[1:]) / repeats
-    row["ratio"] = row["sequential"] / row["spans"]
+    row: dict[str, Any] = {"nodes": nodes, "new": new, "sequential": None, "ratio": None}
+    row["spans"], row["new_tokens"], tokens = _mean(llm, supply, nodes, words, new, repeats, "spans")
+    row["tokens_per_node"] = tokens / nodes
+    if tokens + FRAME_TOKENS <= llm.engine.config.max_model_len:  # a longer text has no room in the model
+        row["sequential"], _, _ = _mean(llm, supply, nodes, words, new, repeats, "sequential")
+        row["ratio"] = row["sequential"] / row["spans"]
     return row
+
+
+def _mean(
+    llm: LLM, supply: Nodes, nodes: int, words: int, new: float, repeats: int, mode: str
+) -> tuple[float, float, int]:
+    """Milliseconds to the first token and tokens computed, means of questions in one mode; tokens of the last graph."""
+    kept = supply.take(nodes, words)
+    draw = random.Random(nodes)
+    seconds, computed, tokens = [], [], 0
+    for repeat in range(repeats + 1):  # the first one fills the cache
+        count = round(new * nodes) if repeat else 0
+        kept = draw.sample(kept, nodes - count) + supply.take(count, words)
+        before = llm.engine.metrics.prompt_tokens
+        begin = time.perf_counter()
+        graph = Graph.from_dict({"nodes": kept, "edges": []})
+        output = llm.generate(QUESTION, ONE_TOKEN, use_tqdm=False, graph=graph, graph_mode=mode)[0]
+        seconds.append(time.perf_counter() - begin)
+        computed.append(llm.engine.metrics.prompt_tokens - before)
+        assert output.graph is not None
+        tokens = output.graph.num_tokens
+    return 1e3 * sum(seconds[1:]) / repeats, sum(computed[1:]) / repeats, tokens
 
 
 def _order(llm: LLM, work: GraphSpans) -> Table:
