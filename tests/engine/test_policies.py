@@ -44,6 +44,19 @@ def test_a_quantile_is_the_one_of_the_last_values(values: list[float], window: i
     assert quantile.value(-1.0) == -1.0
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from([0.0, 1.0, 2.5, 7.0]), st.integers(1, 64)), max_size=40),
+    st.floats(0, 1),
+)
+def test_a_weight_is_so_many_equal_values(values: list[tuple[float, int]], q: float) -> None:
+    weighted, plain = Quantile(q, 1000), Quantile(q, 10_000)
+    for value, weight in values:
+        weighted.add(value, weight)
+        for _ in range(weight):
+            plain.add(value)
+    assert weighted.value(-1.0) == plain.value(-1.0)
+
+
 def observe(model: StepTimeModel, machine: Machine, steps: int, seed: int = 0) -> None:
     """Let a model see steps of all sizes on a machine."""
     rng = np.random.default_rng(seed)

@@ -32,32 +32,42 @@ class ControllerState:
 
 
 class Quantile:
-    """A quantile of the last values, exactly, in O(log n) comparisons per value."""
+    """A quantile of the last values, exactly; a value of weight w counts as w equal ones."""
 
     def __init__(self, q: float, window: int) -> None:
         self._q = q
         self._window = window
-        self._values: deque[float] = deque()
-        self._sorted: list[float] = []
+        self._values: deque[tuple[float, int]] = deque()
+        self._sorted: list[tuple[float, int]] = []
+        self._weight = 0
 
     def __len__(self) -> int:
         return len(self._values)
 
-    def add(self, value: float) -> None:
+    def add(self, value: float, weight: int = 1) -> None:
         """Take a value in, and the oldest out when there are too many."""
         if len(self._values) == self._window:
-            del self._sorted[bisect_left(self._sorted, self._values.popleft())]
-        self._values.append(value)
-        insort(self._sorted, value)
+            oldest = self._values.popleft()
+            del self._sorted[bisect_left(self._sorted, oldest)]
+            self._weight -= oldest[1]
+        self._values.append((value, weight))
+        insort(self._sorted, (value, weight))
+        self._weight += weight
 
     def clear(self) -> None:
         """Forget every value."""
         self._values.clear()
         self._sorted.clear()
+        self._weight = 0
 
     def value(self, default: float) -> float:
         """The quantile, or `default` when there is no value."""
-        return self._sorted[int(self._q * (len(self._sorted) - 1) + 0.5)] if self._sorted else default
+        below, rank = self._weight, int(self._q * (self._weight - 1) + 0.5)
+        for value, weight in reversed(self._sorted):  # high quantiles are wanted: it ends soon
+            below -= weight
+            if below <= rank:
+                return value
+        return default
 
 
 class StepTimeModel:
@@ -195,7 +205,8 @@ class LatencyController:
             self._errors.add(seconds / max(self.model.predict(prompt_tokens, decoding), 1e-6))
         self.model.observe(seconds, prompt_tokens, decoding)
         if decoding:
-            self._itl.add(ended - max(self._last_end, started - seconds))
+            # every sequence of the step has waited so long for its token: large steps count for more
+            self._itl.add(ended - max(self._last_end, started - seconds), decoding)
             self._itl_p95 = self._itl.value(0.0)
         self._last_end = ended
         held_up = any(sequence.num_tokens - sequence.num_computed > 1 for sequence, _ in scheduled)
