@@ -1,0 +1,1 @@
+"""The trained graph parts at work: NumPy and the native core only."""

@@ -1,0 +1,1 @@
+"""Benchmarks of what the model can do; every module has `run(data, ...) -> list[Figure]`, baselines included."""
