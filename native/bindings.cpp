@@ -17,6 +17,7 @@ namespace vglm {
 void bind_graph_walk(nb::module_& m);
 void bind_kernels(nb::module_& m);
 void bind_peak(nb::module_& m);
+void bind_propagation(nb::module_& m);
 void bind_sampler(nb::module_& m);
 void bind_text_machine(nb::module_& m);
 
@@ -386,6 +387,7 @@ NB_MODULE(_native, m) {
   bind_graph_walk(m);
   bind_kernels(m);
   bind_peak(m);
+  bind_propagation(m);
   bind_sampler(m);
   bind_text_machine(m);
 }

@@ -1,6 +1,4 @@
 // vglm._native.GraphWalk: walks over a graph given as arrays.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 
 #include <cmath>
@@ -9,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "arrays.hpp"
 #include "graph_walk.hpp"
 
 namespace nb = nanobind;
@@ -17,17 +16,7 @@ using namespace nb::literals;
 namespace vglm {
 namespace {
 
-template <class T>
-using Array = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Ints = Array<int32_t>;
-using Longs = Array<int64_t>;
-using Doubles = Array<double>;
-using Mask = std::optional<Array<uint8_t>>;
-
-template <class T>
-std::span<const T> view(const Array<T>& array) {
-  return {array.data(), array.shape(0)};
-}
+using Mask = std::optional<Bytes>;
 
 void require(bool holds, const std::string& what) {
   if (!holds) throw std::invalid_argument("GraphWalk: " + what);

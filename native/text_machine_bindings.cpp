@@ -1,6 +1,4 @@
 // vglm._native.StringIndex, NameList, TokenTrie, Adjacency, WalkSpec, TextMachine, TextMatcher: constrained texts.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/vector.h>
 
@@ -9,6 +7,7 @@
 #include <optional>
 #include <stdexcept>
 
+#include "arrays.hpp"
 #include "text_machine.hpp"
 
 namespace nb = nanobind;
@@ -17,22 +16,12 @@ using namespace nb::literals;
 namespace vglm {
 namespace {
 
-template <class T>
-using Array = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Bytes = Array<uint8_t>;
-using Ints = Array<int32_t>;
-using Longs = Array<int64_t>;
-using Table = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using ByteTable = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Masks = nb::ndarray<uint32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Table = Array<int32_t, 2>;
+using ByteTable = Array<uint8_t, 2>;
+using Masks = WritableArray<uint32_t, 2>;
 
 void require(bool holds, const char* what) {
   if (!holds) throw std::invalid_argument(what);
-}
-
-template <class T>
-std::span<const T> view(const Array<T>& array) {
-  return {array.data(), array.shape(0)};
 }
 
 template <class T>

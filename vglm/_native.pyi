@@ -272,6 +272,19 @@ def json_escaped(data: _Bytes, offsets: _Longs) -> tuple[_Bytes, _Longs] | None:
 def contains_any(data: _Bytes, flags: _Bytes) -> bool:
     """Whether some byte of the data is flagged in `flags` [256]."""
 
+class Propagation:
+    """Relational message passing over the E edges of a graph of N nodes, in CSR form by target; the GIL is released.
+
+    The edges into node v are `start[v]` to `start[v + 1]`; `source`, `relation` [E] belong to them. The arrays are kept, not
+    copied. Raises ValueError for arrays that do not fit together. B is a batch, d a width, R `num_relations`.
+    """
+
+    def __init__(self, start: _Longs, source: _Ints, relation: _Ints, num_relations: int) -> None: ...
+    def aggregate(self, states: _Floats, weights: _Floats, out: _Floats) -> None:
+        """out[b, v] += sum over the edges (u, r, v) of states[b, u] * weights[b, r]: [B, N, d], [B, R, d] to [B, N, d]."""
+    def weight_gradient(self, states: _Floats, gradient: _Floats, out: _Floats) -> None:
+        """out[b, r] += sum over the edges (u, r, v) of states[b, u] * gradient[b, v]: [B, N, d] twice to [B, R, d]."""
+
 class StringIndex:
     """The distinct strings of a column (UTF-8 `data`, `offsets` [N + 1]) in the order of their bytes: groups of items.
 
