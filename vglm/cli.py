@@ -12,6 +12,8 @@ from typer.core import TyperGroup
 
 from vglm import cli_options as opt
 from vglm.cli_bench import bench
+from vglm.cli_export import EPILOG as export_epilog
+from vglm.cli_export import export
 from vglm.cli_graph import graph
 from vglm.cli_serve import EPILOG as serve_epilog
 from vglm.cli_serve import serve
@@ -256,6 +258,7 @@ def demo(ctx: typer.Context) -> None:
 
 
 app.command(epilog=serve_epilog)(serve)
+app.command(epilog=export_epilog)(export)
 app.add_typer(bench, name="bench")
 app.add_typer(graph, name="graph")
 

@@ -37,11 +37,13 @@ def print_known(as_json: bool) -> None:
 
 def print_description(model: str, tokens: int, sequences: int, as_json: bool) -> None:
     """What a model is, and what it needs for `sequences` sequences of `tokens` tokens."""
+    from vglm.model.bundle import is_exported
     from vglm.model.checkpoint import open_checkpoint
-    from vglm.model.describe import describe_model
+    from vglm.model.describe import describe_exported, describe_model
     from vglm.model.pull import resolve_model
 
-    about = describe_model(open_checkpoint(resolve_model(model)))
+    path = resolve_model(model)
+    about = describe_exported(path) if is_exported(path) else describe_model(open_checkpoint(path))
     needs = _needs(about, tokens * sequences)
     if as_json:
         print(
@@ -73,7 +75,11 @@ def print_description(model: str, tokens: int, sequences: int, as_json: bool) ->
 def _needs(about: ModelDescription, tokens: int) -> dict[str, int]:
     """Bytes of weights and KV by "weights+KV" dtypes, in the pairs that the engine takes by itself."""
     pairs = (("bf16", "bf16"), ("int8", "int8"), ("int4", "int8"))
-    return {f"{w}+{kv}": about.weight_bytes[w] + about.kv_bytes_per_token[kv] * tokens for w, kv in pairs}
+    return {
+        f"{w}+{kv}": about.weight_bytes[w] + about.kv_bytes_per_token[kv] * tokens
+        for w, kv in pairs
+        if w in about.weight_bytes
+    }
 
 
 def _facts(about: ModelDescription) -> Any:
@@ -81,6 +87,7 @@ def _facts(about: ModelDescription) -> Any:
     scaling = config.rope.scaling.get("rope_type", "scaled") if config.rope.scaling else "plain"
     table = plain_table(about.path, "", header=True)
     for name, value in (
+        *_card_facts(about),
         ("architecture", about.architecture),
         ("parameters", f"{about.parameters:,}"),
         ("on disk", size(about.stored_bytes)),
@@ -96,3 +103,21 @@ def _facts(about: ModelDescription) -> Any:
     ):
         table.add_row(name, value)
     return table
+
+
+def _card_facts(about: ModelDescription) -> list[tuple[str, str]]:
+    facts: list[tuple[str, str]] = []
+    if about.card is not None:
+        facts.append(("name", f"{about.card['name']}, version {about.card['version']}"))
+        if "base" in about.card:
+            facts.append(("base", about.card["base"]))
+        if "adapter_rank" in about.card:
+            rank, parameters = about.card["adapter_rank"], about.card["adapter_parameters"]
+            facts.append(("adapter", f"rank {rank}, {parameters:,} parameters"))
+        facts.append(("files", ", ".join(about.card["files"]) or "none"))
+    if about.graph is not None:
+        mode = "spans" if about.graph["spans"] else "sequential text"
+        facts.append(
+            ("graphs", f"{mode}, {about.graph['levels']} levels of {about.graph['span_tokens']} tokens")
+        )
+    return facts

@@ -67,12 +67,13 @@ class LLM(GraphTasks):
             raise TypeError(  # as Python does for any unknown keyword, so that callers can probe
                 f"unknown option {', '.join(sorted(unknown))}; there are {', '.join(EngineOptions.__slots__)}"
             )
-        self.options = EngineOptions(**options)
+        chosen = EngineOptions(**options)
+        path = resolve_model(model)
+        self.options = chosen.for_model(path)
         with progress_bar(100, "packing weights", unit="%", delay=0.5) as advance:
-            self.engine, packed = build_engine(
-                resolve_model(model), self.options, lambda done: advance(int(done * 100))
-            )
+            self.engine, packed = build_engine(path, self.options, lambda done: advance(int(done * 100)))
         self.model = str(model)
+        self.path = path
         self.config = packed.config
         self._packed = packed
         self._lock = threading.Lock()

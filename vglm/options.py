@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType
 
 from vglm.engine.block_pool import BlockPool
 from vglm.engine.core import EngineConfig, EngineCore
 from vglm.errors import ConfigError, ModelError
-from vglm.model.weight_cache import PackedModel, load_packed
+from vglm.model.bundle import is_exported, read_card
+from vglm.model.packed_file import PackedModel
+from vglm.model.weight_cache import load_packed
 
 DTYPES = ("auto", "bf16", "int8", "int4")
 KV_DTYPES = ("auto", "bf16", "int8")
@@ -92,6 +94,11 @@ class EngineOptions:
     def weight_dtype(self) -> str:
         """The dtype that "auto" stands for."""
         return "int8" if self.dtype == "auto" else self.dtype
+
+    def for_model(self, path: Path) -> EngineOptions:
+        """These options with the dtype that "auto" stands for in a model: an exported one has weights of one dtype only."""
+        exported = self.dtype == "auto" and is_exported(path)
+        return replace(self, dtype=read_card(path).packed_dtype) if exported else self
 
     @property
     def kv_dtype(self) -> str:

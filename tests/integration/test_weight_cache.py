@@ -19,7 +19,8 @@ from safetensors.numpy import load_file, save_file
 
 from tests.integration.helpers import tiny_model, write_llama
 from vglm.errors import ModelError
-from vglm.model.weight_cache import PackedModel, load_packed
+from vglm.model.packed_file import PackedModel
+from vglm.model.weight_cache import load_packed
 
 ROOT = Path(__file__).parents[2]
 SIGNATURE = """

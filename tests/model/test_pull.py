@@ -145,7 +145,7 @@ def test_a_home_that_cannot_be_written(index: Path, monkeypatch: pytest.MonkeyPa
 def test_names(index: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="did you mean 'smollm2-135m-instruct'"):
         resolve_model("smolm2-135m-instruct")
-    with pytest.raises(ModelError, match="known names: smollm2"):
+    with pytest.raises(ModelError, match="known names: open-autoglm-v1, smollm2"):
         resolve_model("./missing/model.gguf")
     with pytest.raises(ModelError, match="is a data set"):
         resolve_model("hpo")

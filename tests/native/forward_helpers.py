@@ -13,8 +13,8 @@ from tests.reference import Reference
 from vglm.engine.executor import NativeExecutor
 from vglm.model.checkpoint import Q4Blocks
 from vglm.model.config import ModelConfig, RopeConfig
+from vglm.model.packed_file import PackedModel, aligned
 from vglm.model.packing import pack_model
-from vglm.model.weight_cache import PackedModel, _aligned
 
 Float32 = npt.NDArray[np.float32]
 BLOCK = 16
@@ -84,7 +84,7 @@ def random_checkpoint(seed: int = 0, **sizes: Any) -> TinyCheckpoint:
 
 def packed(checkpoint: Any, dtype: str) -> PackedModel:
     """The packed model in memory; no cache is read or written."""
-    arrays = {name: _aligned(array) for name, array in pack_model(checkpoint, dtype, lambda _: None)}
+    arrays = {name: aligned(array) for name, array in pack_model(checkpoint, dtype, lambda _: None)}
     return PackedModel(checkpoint.config, arrays, "", None, "tiny")
 
 

@@ -14,8 +14,8 @@ from vglm.engine.constraint import MaskArray, MaskFiller
 from vglm.engine.request import IntArray
 from vglm.engine.step import StepBatch, StepResult
 from vglm.model.layout import FloatArray, padded
+from vglm.model.packed_file import PackedModel
 from vglm.model.packing import LM_HEAD, layer_specs, native_spec, padded_head_dim, rope_tables
-from vglm.model.weight_cache import PackedModel
 
 _Answers = tuple[
     IntArray, FloatArray, IntArray, IntArray | None, FloatArray | None, FloatArray | None, FloatArray | None

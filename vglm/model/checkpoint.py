@@ -133,14 +133,19 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a GGUF file or a Hugging Face directory; ModelError says what is wrong with anything else."""
+    """Open a GGUF file, a Hugging Face directory, or a model made of another one (see vglm/model/bundle.py).
+
+    Raises ModelError that says what is wrong with anything else.
+    """
+    from vglm.model.adapter import open_bundle
+    from vglm.model.bundle import is_bundle
     from vglm.model.gguf import open_gguf
     from vglm.model.safetensors_dir import open_directory
 
     path = Path(path)
     try:
         if path.is_dir():
-            return open_directory(path)
+            return open_bundle(path) if is_bundle(path) else open_directory(path)
         if path.is_file():
             return open_gguf(path)
     except OSError as error:

@@ -5,17 +5,26 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import asdict, dataclass
 from math import prod
+from pathlib import Path
 from typing import Any
 
+from vglm.model.adapter import AdaptedCheckpoint
+from vglm.model.bundle import read_card
 from vglm.model.checkpoint import Checkpoint
 from vglm.model.config import ModelConfig
+from vglm.model.export import PACKED, open_exported
+from vglm.model.names import canonical_shapes
 
 _KV_BYTES = {"bf16": 2, "int8": 1}
 
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """Sizes in bytes, counts otherwise. `weight_bytes` and `kv_bytes_per_token` are keyed by dtype."""
+    """Sizes in bytes, counts otherwise. `weight_bytes` and `kv_bytes_per_token` are keyed by dtype.
+
+    `card` is what a model made of another one, or an exported one, says of itself (vglm/model/bundle.py), `graph` how it reads
+    graphs; None if it says nothing. Of an adapter, `card` has the rank and the number of its parameters.
+    """
 
     path: str
     architecture: str
@@ -27,6 +36,8 @@ class ModelDescription:
     kv_bytes_per_token: dict[str, int]
     has_chat_template: bool
     layer_parameters: dict[str, int]
+    card: dict[str, Any] | None = None
+    graph: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The description as plain values, ready for JSON."""
@@ -52,7 +63,44 @@ def describe_model(checkpoint: Checkpoint) -> ModelDescription:
         kv_bytes_per_token={dtype: kv_bytes_per_token(config, dtype) for dtype in _KV_BYTES},
         has_chat_template=checkpoint.chat_template is not None,
         layer_parameters=first_layer,
+        card=_card(checkpoint),
+        graph=asdict(checkpoint.graph_card) if checkpoint.graph_card else None,
     )
+
+
+def describe_exported(path: Path) -> ModelDescription:
+    """Describe an exported model. Its weights are mapped and their checksum is verified. Raises ModelError."""
+    card = read_card(path)
+    packed = open_exported(path, card.packed_dtype)
+    config, shapes = packed.config, canonical_shapes(packed.config)
+    return ModelDescription(
+        path=str(path),
+        architecture=config.architecture,
+        parameters=sum(prod(shape) for shape in shapes.values()),
+        config=config,
+        tensor_formats={f"packed {card.packed_dtype}": len(shapes)},
+        stored_bytes=(path / PACKED).stat().st_size,
+        weight_bytes={card.packed_dtype: sum(array.nbytes for array in packed.arrays.values())},
+        kv_bytes_per_token={dtype: kv_bytes_per_token(config, dtype) for dtype in _KV_BYTES},
+        has_chat_template=packed.chat_template is not None,
+        layer_parameters={
+            name.removeprefix("layers.0."): prod(shape)
+            for name, shape in shapes.items()
+            if name.startswith("layers.0.")
+        },
+        card={"name": card.name, "version": card.version, "files": sorted(card.files)},
+        graph=asdict(card.graph) if card.graph else None,
+    )
+
+
+def _card(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    if not isinstance(checkpoint, AdaptedCheckpoint):
+        return None
+    card, adapter = read_card(checkpoint.path), checkpoint.adapter
+    known = {"name": card.name, "version": card.version, "base": card.base_model, "files": sorted(card.files)}
+    if adapter is None:
+        return known
+    return known | {"adapter_rank": adapter.rank, "adapter_parameters": adapter.parameters}
 
 
 def kv_bytes_per_token(config: ModelConfig, dtype: str) -> int:

