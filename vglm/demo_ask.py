@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vglm.graph.evidence import Candidate
 from vglm.graph.graph import Edge, Graph
-from vglm.graph.question import choice, evidence_graph, explanation, matched_phenotypes, supporting_edges
+from vglm.graph.question import choice, evidence_graph
 
 if TYPE_CHECKING:
     from vglm import LLM
-    from vglm.decode.graph_outputs import Named
-
-MOST_NAMED = 5  # phenotypes in one explanation
+    from vglm.decode.graph_outputs import GraphOutput, Named
+    from vglm.tasks.asking import Asked
 
 
 @dataclass(slots=True)
@@ -50,18 +49,23 @@ class Asker:
         self._view = view
 
     def explain(self, candidate: Candidate) -> Answer | None:
-        """Why a disease is a candidate: which of its phenotypes the model names first. None if none explains anything."""
-        part = evidence_graph(self._graph, [candidate])
-        matched = [node for node in matched_phenotypes(candidate) if node in part]
-        if not matched:
+        """Why a disease is a candidate, as `LLM.suggest` explains it. None if none of its phenotypes explains anything."""
+        from vglm.tasks.graph_output import named
+        from vglm.tasks.suggestion import why_task
+
+        started = time.perf_counter()
+        if candidate.id not in self._graph:
             return None
-        count = min(MOST_NAMED, len({part.name_of(node) for node in matched}))
-        constraint = {"kind": "answer", "candidates": matched, "count": count, "min_count": min(2, count)}
-        name = part.name_of(candidate.id)
-        title = f"Why is {candidate.place}. {name} a candidate?"
-        answer = self._ask(title, explanation(name, self._findings), part, constraint)
-        named = {entity.id for entity in answer.named}
-        answer.edges = [edge for edge in supporting_edges(self._graph, candidate) if edge.target in named]
+        task = why_task(self._llm.asking, self._graph, candidate, self._findings, "spans")
+        if task.asked is None:
+            return None
+        name = task.asked.graph.name_of(candidate.id)
+        answer, output = self._ask(
+            f"Why is {candidate.place}. {name} a candidate?", task.lead, task.asked, started
+        )
+        said = task.explained(answer.text, None, output)
+        answer.edges = list(said.edges)
+        answer.named = answer.named or tuple(named(task.asked.graph, node) for node in output.mentions)
         self._view.answered(answer)
         return answer
 
@@ -72,26 +76,30 @@ class Asker:
         if len(known) < 2:
             return None
         names = list(dict.fromkeys(part.name_of(node) for node in known))
-        constraint = {"kind": "answer", "candidates": known}
-        answer = self._ask("Which of them fits best?", choice(names, self._findings), part, constraint)
+        started = time.perf_counter()
+        messages = choice(names, self._findings)
+        asked = self._llm.asking.chat(
+            messages,
+            part,
+            {"kind": "answer", "candidates": known},
+            "spans",
+            continue_final_message=True,
+            add_generation_prompt=False,
+        )
+        answer, _ = self._ask("Which of them fits best?", messages[-1]["content"], asked, started)
         self._view.answered(answer)
         return answer
 
-    def _ask(
-        self, title: str, messages: list[dict[str, str]], part: Graph, constraint: Mapping[str, Any]
-    ) -> Answer:
-        """Ask, show the answer as it comes, and measure; the clock starts before graph and prompt are made into tokens."""
+    def _ask(self, title: str, lead: str, asked: Asked, started: float) -> tuple[Answer, GraphOutput]:
+        """Ask, show the answer as it comes, and measure; the clock was started before graph and prompt were made."""
         from vglm import SamplingParams
 
-        answer = Answer(title, messages[-1]["content"], part)
+        answer = Answer(title, lead, asked.graph)
         self._view.asking(answer)
         params = SamplingParams(max_tokens=128, temperature=0)
-        options = {"continue_final_message": True, "add_generation_prompt": False}
         before = self._llm.engine.metrics.prompt_tokens
-        started = time.perf_counter()
-        for chunk in self._llm.stream(
-            messages, params, graph=part, constraint=constraint, graph_mode="spans", **options
-        ):
+        output: GraphOutput | None = None
+        for chunk in self._llm.stream_encoded(asked.prompt, params, asked):
             answer.seconds = time.perf_counter() - started
             if chunk.token_ids and not answer.ttft:
                 answer.ttft = answer.seconds
@@ -99,10 +107,12 @@ class Asker:
             answer.text += chunk.text
             self._view.piece(chunk.text)
             if chunk.graph is not None:
+                output = chunk.graph
                 answer.named = chunk.graph.answer
                 answer.graph_tokens, answer.cached_tokens = (
                     chunk.graph.num_tokens,
                     chunk.graph.num_cached_tokens,
                 )
         answer.computed_tokens = self._llm.engine.metrics.prompt_tokens - before
-        return answer
+        assert output is not None  # the last chunk has one
+        return answer, output

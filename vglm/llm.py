@@ -285,6 +285,12 @@ class LLM(GraphTasks):
             if talk:
                 prompt = self.chat_format.encode(prompt, **template_variables)  # type: ignore[arg-type]
             encoded = encode_prompts(prompt, self.tokenizer)[0]
+        return self.stream_encoded(encoded, params, asked)
+
+    def stream_encoded(
+        self, encoded: EncodedPrompt, params: SamplingParams, asked: Asked | None = None
+    ) -> Iterator[CompletionChunk]:
+        """As `stream`, for a prompt that is ready, such as that of a question about a graph (see `asking`)."""
         detokenizers = self._detokenizers(encoded, params, incremental=True)
         chunks: deque[CompletionChunk] = deque()
 

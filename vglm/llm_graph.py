@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from vglm.decode.sampling_params import SamplingParams
@@ -13,12 +14,21 @@ if TYPE_CHECKING:
     from vglm.llm import LLM
     from vglm.tasks.explanation import Explained
     from vglm.tasks.ranking import Ranked, RankingTask
+    from vglm.tasks.suggestion import DiseaseRanking, Suggested, SuggestionChunk, SuggestionTask, WhyTask
 
+SUGGESTION = SamplingParams(max_tokens=96, temperature=0.0)
 EXPLANATION = SamplingParams(max_tokens=128, temperature=0.0)
 
 
 class GraphTasks:
     """Methods that `LLM` inherits."""
+
+    @property
+    def disease_ranking(self) -> DiseaseRanking:
+        """What ranks diseases for `suggest`."""
+        from vglm.tasks.suggestion import likelihood_ranking
+
+        return likelihood_ranking
 
     def complete(
         self,
@@ -128,6 +138,92 @@ class GraphTasks:
         (output,) = llm._complete([task.asked.prompt], sampling_params, False, [task.asked])
         said = output.outputs[0]
         return task.explained(said.text, said.finish_reason, said.graph)
+
+    def suggest(
+        self,
+        graph: Graph,
+        findings: Sequence[str],
+        excluded: Sequence[str] = (),
+        *,
+        top: int = 10,
+        explain: int = 1,
+        sampling_params: SamplingParams = SUGGESTION,
+        graph_mode: str = "auto",
+    ) -> Suggested:
+        """Rank the diseases of a graph by a patient's findings, and explain why the first `explain` of them are candidates.
+
+        Findings and `excluded` ones (looked for, and absent) are ids of phenotypes, or words for them. Every candidate has a
+        probability and the evidence for each finding; every name that an explanation puts in [brackets] is the candidate or one
+        of its phenotypes. The graph needs `has phenotype` edges, as `vglm.graph.hpo.load_hpo` gives them. Raises GraphError and
+        RequestError that name the argument at fault. Not a medical device.
+        """
+        task = self._suggestion(graph, findings, excluded, top, explain, graph_mode)
+        asked = [one.asked for one in task.tasks if one.asked is not None]
+        outputs = iter(_llm(self)._complete([one.prompt for one in asked], sampling_params, False, asked))
+        said = []
+        for one in task.tasks:
+            written = next(outputs).outputs[0] if one.asked is not None else None
+            if written is None:
+                said.append(one.explained())
+            else:
+                said.append(one.explained(written.text, written.finish_reason, written.graph))
+        return replace(task.suggested, explanations=tuple(said))
+
+    def stream_suggest(
+        self,
+        graph: Graph,
+        findings: Sequence[str],
+        excluded: Sequence[str] = (),
+        *,
+        top: int = 10,
+        explain: int = 1,
+        sampling_params: SamplingParams = SUGGESTION,
+        graph_mode: str = "auto",
+    ) -> tuple[Suggested, Iterator[SuggestionChunk]]:
+        """As `suggest`: the ranking, which is there at once, and then the explanations, one by one, while they are written."""
+        task = self._suggestion(graph, findings, excluded, top, explain, graph_mode)
+        return task.suggested, self._write(task.tasks, sampling_params)
+
+    def _suggestion(
+        self,
+        graph: Graph,
+        findings: Sequence[str],
+        excluded: Sequence[str],
+        top: int,
+        explain: int,
+        graph_mode: str,
+    ) -> SuggestionTask:
+        from vglm.tasks.suggestion import suggestion_task
+
+        llm = _llm(self)
+        return suggestion_task(
+            llm.asking,
+            llm.disease_ranking,
+            graph,
+            findings,
+            excluded,
+            top=top,
+            explain=explain,
+            graph_mode=graph_mode,
+        )
+
+    def _write(self, tasks: Sequence[WhyTask], params: SamplingParams) -> Iterator[SuggestionChunk]:
+        from vglm.tasks.suggestion import SuggestionChunk
+
+        for task in tasks:
+            place = task.candidate.place
+            if task.asked is None:
+                yield SuggestionChunk(place, "", task.explained())
+                continue
+            text = ""
+            if task.lead:
+                yield SuggestionChunk(place, task.lead)
+            for chunk in _llm(self).stream_encoded(task.asked.prompt, params, task.asked):
+                text += chunk.text
+                if chunk.text:
+                    yield SuggestionChunk(place, chunk.text)
+                if chunk.finish_reason is not None:
+                    yield SuggestionChunk(place, "", task.explained(text, chunk.finish_reason, chunk.graph))
 
     def _rank(self, task: RankingTask) -> Ranked:
         llm = _llm(self)

@@ -27,6 +27,7 @@ class GraphOutput:
         answer: the entities that the answer names, under a constraint; an ambiguous name stands for all it may mean.
         evidence: paths of edges from the question's entities to those of the answer, and walks that the answer took.
         citations: ids of the nodes that answer and evidence name, each once.
+        mentions: ids of the nodes that the answer names in [brackets], each once, under the constraint "mentions".
         candidates: entities with their scores, the best first, where candidates were ranked.
         json: the value, under a `json` constraint.
         complete: False when the answer was cut off before its form was complete.
@@ -51,3 +52,4 @@ class GraphOutput:
     left_out: str = ""
     left_out_nodes: int = 0
     graph: Graph | None = field(default=None, repr=False)
+    mentions: tuple[str, ...] = ()

@@ -70,7 +70,12 @@ class DiseaseRanker:
         Findings are ids of the graph; raises GraphError for unknown ids, none at all, too many, or one that
         is both observed and excluded.
         """
-        scores = self.scores(findings, excluded, method)
+        return self.best(self.scores(findings, excluded, method), findings, excluded, top)
+
+    def best(
+        self, scores: Floats, findings: Sequence[str], excluded: Sequence[str], top: int
+    ) -> list[Candidate]:
+        """The `top` best diseases by `scores` float64[D], with the evidence for each; errors as in `rank`."""
         present, absent = self._checked(findings, excluded)
         best = np.argsort(-scores, kind="stable")[: max(0, top)]
         return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from vglm.errors import RequestError
 from vglm.graph.graph import Graph
 from vglm.graph.linking import linker
 from vglm.graph.retrieval import Retrieved, retrieve
+from vglm.graph.structure import facts
 from vglm.model.tokenizer import Tokenizer
 from vglm.prompts import encode_prompts
 from vglm.tasks.graph_output import graph_output
@@ -25,6 +27,12 @@ if TYPE_CHECKING:
     from vglm.model.config import ModelConfig
 
 Constraint = str | Mapping[str, Any] | Grounding
+SHAPE_WORDS = re.compile(
+    r"\b(paths?|connect(ed|ion|ivity)?|reach(able|ed)?|cycles?|cyclic|acyclic|loops?|parts?|components?|distances?|shortest|steps|nodes?|"
+    r"edges?)\b",
+    re.IGNORECASE,
+)
+FACTS_UP_TO = 20_000  # edges: of a larger graph no facts are said
 LINK_UP_TO = 100_000  # nodes: in a larger graph that a request brings, evidence is not looked for unasked
 
 
@@ -103,6 +111,11 @@ class Asking:
         return self._tokenizer
 
     @property
+    def has_chat(self) -> bool:
+        """Whether the model comes with a chat template."""
+        return self._chat is not None
+
+    @property
     def answer_lead(self) -> str:
         """What stands between the prompt of a `question` and the words of its answer."""
         return " " if self._chat is None else ""
@@ -173,9 +186,18 @@ class Asking:
         if constraint is not None and retrieved is not None and not graph.num_nodes:
             raise RequestError(f"there is nothing to answer from: {retrieved.left_out.why}", "graph")
         decoder = None if constraint is None else self.compile(constraint, graph)
+        after = [*self._facts(graph, question), *after]
         shared = None if retrieved is None else retrieved.shared_names
         prompt = self.prompts.encode(graph, before, after, wanted, question, shared)
         return Asked(prompt, graph, question, retrieved, decoder)
+
+    def _facts(self, graph: Graph, question: str) -> list[int]:
+        """A line about the graph's shape, for a model that was trained to read it and a question that needs it."""
+        if not self.prompts.card.facts or graph.num_edges > FACTS_UP_TO or not SHAPE_WORDS.search(question):
+            return []
+        named = [mention.best.id for mention in linker(graph).link(question, fuzzy=False)]
+        line = facts(graph, [graph.index_of(node) for node in dict.fromkeys(named)]) + "\n"
+        return self._tokenizer.encode(line, add_special=False, allow_special_tokens=False)
 
     def retrieve(self, query: GraphQuery, question: str) -> Retrieved:
         """The part of a stored graph that a question is about. Raises GraphError."""

@@ -44,10 +44,14 @@ def classification_task(
         source = GraphQuery(graph, (entity,), hops, budget)
         what = Records(graph, shared_names=linker(graph).shared_names).short_name(node)
     asks = question if question is not None else QUESTION.format(what=what)
-    told = f"{asks}\nLabels: {', '.join(texts)}\nAnswer with one of the labels."
-    asked = asking.question(told, source, mode=graph_mode)
+    asked = asking.question(label_question(asks, texts), source, mode=graph_mode)
     named = [Named(label, label) for label in labels]
     return ranking_task(asking, asked, named, texts, len(texts), temperature)
+
+
+def label_question(question: str, labels: Sequence[str]) -> str:
+    """A question that is to be answered with one of the labels."""
+    return f"{question}\nLabels: {', '.join(labels)}\nAnswer with one of the labels."
 
 
 def _labels(labels: object) -> list[str]:

@@ -94,13 +94,13 @@ def explanation_task(
         if error.param != "constraint":
             raise
         return ExplanationTask(paths, None, "none of the names on the paths can stand in brackets")
-    lead = _said(records, paths[0])
+    lead = said(records, paths[0])
     words = asking.tokenizer.encode(asking.answer_lead + lead, add_special=False, allow_special_tokens=False)
     asked.prompt = replace(asked.prompt, token_ids=[*asked.prompt.token_ids, *words])
     return ExplanationTask(paths, asked, lead=lead)
 
 
-def _said(records: Records, path: tuple[Edge, ...]) -> str:
+def said(records: Records, path: tuple[Edge, ...]) -> str:
     """The edges of a path as sentences: what a small model might get wrong is said before it begins."""
     graph = records.graph
 

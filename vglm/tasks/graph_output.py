@@ -53,6 +53,7 @@ def graph_output(
         left_out=retrieved.left_out.why if retrieved is not None else "",
         left_out_nodes=retrieved.left_out.nodes if retrieved is not None else 0,
         graph=graph,
+        mentions=tuple(dict.fromkeys(mentioned)),
     )
 
 

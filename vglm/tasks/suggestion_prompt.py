@@ -31,8 +31,8 @@ ABSENT = " Absent: {findings}."
 
 def explained_graph(graph: Graph, candidate: Candidate) -> Graph:
     """What the model reads of a candidate: the disease, and its edges to the phenotypes that explain findings, at most
-    MOST_EVIDENCE of them, and to the excluded findings that it nearly always has. The edges have frequencies, but no references:
-    a small model needs to read what matters and nothing else. Raises GraphError if the graph lacks the candidate.
+    MOST_EVIDENCE of them, and to the excluded findings that it nearly always has. The edges have frequencies, but no
+    references: a small model needs to read what matters and nothing else. Raises GraphError if the graph lacks the candidate.
     """
     explained = [item.matched for item in candidate.evidence if item.explained]
     read = [*dict.fromkeys(explained)][:MOST_EVIDENCE] + [item.matched for item in _against(candidate)]
