@@ -88,6 +88,20 @@ inline int64_t attend_scratch_bytes(int head_dim) {
   return 4 * kChunk * depth + 64 * depth + 192 * kChunk + 128 * depth;   // K and V of a chunk, 32 rows of Q, P, S and O
 }
 
+// Dense weights of relational message passing (propagation.hpp); widths are multiples of 16.
+constexpr int kMaxMessageWidth = 256;
+struct MessageLayer {
+  int32_t width;
+  float epsilon;
+  const float* mix;    // [3 * width][width]; each of its rows, and the bias, sums to 0, so that the norm need not take the mean away
+  const float *bias, *gain, *shift;   // [width]
+};
+struct ScoreLayer {
+  int32_t width, hidden;   // hidden at most 2 * kMaxMessageWidth
+  const float *weight, *bias, *out;   // [width][hidden], [hidden], [hidden]
+  float out_bias;
+};
+
 struct Kernels {
   const char* name;
   // y[rows, groups] = a @ w.T, then the epilogue. Rows and groups are half-open ranges; groups come in pairs.
@@ -117,6 +131,10 @@ struct Kernels {
   // into = into + from, the softmax-weighted sum of two parts of a row's context; then out /= sum.
   void (*merge)(const Partial& into, const Partial& from, int head_dim);
   void (*divide)(float* out, float sum, int head_dim);
+  // states [rows][width] += relu(norm([state, mean * received, sqrt(mean) * received] @ mix + bias) * gain + shift)
+  void (*mix_messages)(const MessageLayer& layer, const float* received, const float* mean, int64_t rows, float* states);
+  // scores [rows] = relu(states @ weight + bias) @ out + out_bias
+  void (*score_states)(const ScoreLayer& layer, const float* states, int64_t rows, float* scores);
   // Limits of the machine, for benchmarks: multiply-adds of registers alone (returns how many), and reading memory.
   int64_t (*spin)(WeightType type, int64_t rounds);
   int32_t (*read)(const uint8_t* data, int64_t bytes);

@@ -1,9 +1,12 @@
 // vglm._native.Propagation: relational message passing over a graph given as arrays.
+#include <nanobind/stl/string.h>
+
 #include <climits>
 #include <stdexcept>
 #include <string>
 
 #include "arrays.hpp"
+#include "kernels.hpp"
 #include "propagation.hpp"
 
 namespace nb = nanobind;
@@ -12,6 +15,9 @@ using namespace nb::literals;
 namespace vglm {
 namespace {
 
+using Floats = Array<float>;
+using Matrix = Array<float, 2>;
+using WritableMatrix = WritableArray<float, 2>;
 using Batch = Array<float, 3>;
 using WritableBatch = WritableArray<float, 3>;
 
@@ -65,9 +71,48 @@ class Propagation {
   int64_t relations_;
 };
 
+const Kernels& kernels(const std::string& isa) {
+  const Kernels* found = find_kernels(isa.c_str());
+  require(found, "instruction set '" + isa + "' is not available on this machine");
+  return *found;
+}
+
+int32_t message_width(size_t width, int most) {
+  require(width >= 16 && width % 16 == 0 && (int64_t)width <= most, "widths must be multiples of 16, at most " + std::to_string(most));
+  return (int32_t)width;
+}
+
+void mix_messages(const std::string& isa, WritableMatrix states, Matrix received, Floats mean, Matrix mix, Floats bias, Floats gain,
+                  Floats shift, float epsilon) {
+  const Kernels& kernel = kernels(isa);
+  const size_t rows = states.shape(0), width = states.shape(1);
+  message_width(width, kMaxMessageWidth);
+  require(received.shape(0) == rows && received.shape(1) == width && mean.shape(0) == rows, "a message and a mean for each state");
+  require(mix.shape(0) == 3 * width && mix.shape(1) == width, "mix must be [3 * width, width]");
+  for (const Floats* vector : {&bias, &gain, &shift}) require(vector->shape(0) == width, "bias, gain and shift must be [width]");
+  const MessageLayer layer{(int32_t)width, epsilon, mix.data(), bias.data(), gain.data(), shift.data()};
+  nb::gil_scoped_release release;
+  kernel.mix_messages(layer, received.data(), mean.data(), (int64_t)rows, states.data());
+}
+
+void score_states(const std::string& isa, Matrix states, Matrix weight, Floats bias, Floats out, float out_bias,
+                  WritableArray<float, 1> scores) {
+  const Kernels& kernel = kernels(isa);
+  const ScoreLayer layer{message_width(states.shape(1), kMaxMessageWidth), message_width(weight.shape(1), 2 * kMaxMessageWidth),
+                         weight.data(), bias.data(), out.data(), out_bias};
+  require(weight.shape(0) == states.shape(1), "weight must be [width, hidden]");
+  require(bias.shape(0) == weight.shape(1) && out.shape(0) == weight.shape(1), "bias and out must be [hidden]");
+  require(scores.shape(0) == states.shape(0), "a score for each state");
+  nb::gil_scoped_release release;
+  kernel.score_states(layer, states.data(), (int64_t)states.shape(0), scores.data());
+}
+
 }  // namespace
 
 void bind_propagation(nb::module_& m) {
+  m.def("mix_messages", &mix_messages, "isa"_a, "states"_a.noconvert(), "received"_a, "mean"_a, "mix"_a, "bias"_a, "gain"_a,
+        "shift"_a, "epsilon"_a);
+  m.def("score_states", &score_states, "isa"_a, "states"_a, "weight"_a, "bias"_a, "out"_a, "out_bias"_a, "scores"_a.noconvert());
   nb::class_<Propagation>(m, "Propagation")
       .def(nb::init<Longs, Ints, Ints, int32_t>(), "start"_a, "source"_a, "relation"_a, "num_relations"_a)
       .def("aggregate", &Propagation::aggregate, "states"_a, "weights"_a, "out"_a.noconvert())

@@ -285,6 +285,34 @@ class Propagation:
     def weight_gradient(self, states: _Floats, gradient: _Floats, out: _Floats) -> None:
         """out[b, r] += sum over the edges (u, r, v) of states[b, u] * gradient[b, v]: [B, N, d] twice to [B, R, d]."""
 
+def mix_messages(
+    isa: str,
+    states: _Floats,
+    received: _Floats,
+    mean: _Floats,
+    mix: _Floats,
+    bias: _Floats,
+    gain: _Floats,
+    shift: _Floats,
+    epsilon: float,
+) -> None:
+    """states [N, d] += relu(norm([states, mean * received, sqrt(mean) * received] @ mix + bias) * gain + shift).
+
+    `received` [N, d], `mean` [N], `mix` [3 d, d], the others [d]; d is a multiple of 16, at most 256. The rows of `mix`, and
+    `bias`, must sum to 0: the norm divides by the root mean square alone.
+    """
+
+def score_states(
+    isa: str,
+    states: _Floats,
+    weight: _Floats,
+    bias: _Floats,
+    out: _Floats,
+    out_bias: float,
+    scores: _Floats,
+) -> None:
+    """scores [N] = relu(states @ weight + bias) @ out + out_bias; `weight` [d, hidden], multiples of 16."""
+
 class StringIndex:
     """The distinct strings of a column (UTF-8 `data`, `offsets` [N + 1]) in the order of their bytes: groups of items.
 

@@ -14,6 +14,7 @@
 #ifdef VGLM_AMX
 #include "attention_amx.inl"
 #endif
+#include "messages.inl"
 #include "peak.inl"
 
 namespace vglm::VGLM_ISA_NAMESPACE {
@@ -21,6 +22,7 @@ namespace vglm::VGLM_ISA_NAMESPACE {
 extern const Kernels table;
 const Kernels table = {VGLM_ISA_NAME, matmul,  normalize, convert_f32,     convert_bf16, add_normalized,
                        rmsnorm,       rope,    rotate,    f32_to_bf16,     bf16_to_f32_row, store_kv,
-                       attend,        merge,   divide,   spin,   read};
+                       attend,        merge,   divide,    mix_messages,    score_states, spin,
+                       read};
 
 }  // namespace

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from vglm import _native
 from vglm._native import Propagation
 
+ISAS = [*_native.available_isas(), "amx_simulated"]
 SHAPES = [  # nodes, edges, relations, batch, width
     (1, 0, 1, 1, 32),
     (7, 20, 3, 2, 5),
@@ -95,3 +97,48 @@ def test_out_of_another_type_is_refused_rather_than_lost():
     ones = np.ones((1, 1, 4), np.float32)
     with pytest.raises(TypeError):
         edges.aggregate(ones, ones, np.ones((1, 1, 4)))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("rows", "width"), [(0, 16), (1, 16), (4, 32), (7, 48), (30, 256)])
+def test_mix_messages_is_a_norm_of_three_products(isa, rows, width):
+    rng = np.random.default_rng(rows)
+    states, received = values(rng, rows, width), values(rng, rows, width)
+    mean = rng.uniform(0.01, 1, rows).astype(np.float32)
+    mix, bias, gain, shift = (
+        values(rng, *shape) for shape in ((3 * width, width), (width,), (width,), (width,))
+    )
+    mix -= mix.mean(axis=1, keepdims=True)
+    bias -= bias.mean()
+    by_mean, by_root = received * mean[:, None], received * np.sqrt(mean)[:, None]
+    mixed = np.concatenate([states, by_mean, by_root], axis=1) @ mix + bias
+    mixed /= np.sqrt(np.square(mixed).mean(axis=1, keepdims=True) + np.float32(1e-5))
+    expected = states + np.maximum(mixed * gain + shift, 0)
+    _native.mix_messages(isa, states, received, mean, mix, bias, gain, shift, 1e-5)
+    np.testing.assert_allclose(states, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("rows", "width", "hidden"), [(0, 16, 16), (1, 16, 32), (6, 32, 64), (9, 256, 512)])
+def test_score_states_is_a_network_of_one_hidden_layer(isa, rows, width, hidden):
+    rng = np.random.default_rng(rows)
+    states, weight, bias, out = (
+        values(rng, *shape) for shape in ((rows, width), (width, hidden), (hidden,), (hidden,))
+    )
+    scores = np.empty(rows, np.float32)
+    _native.score_states(isa, states, weight, bias, out, 0.5, scores)
+    expected = np.maximum(states @ weight + bias, 0) @ out + 0.5
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=2e-3)
+
+
+def test_dense_steps_refuse_what_does_not_fit():
+    states, mean, vector = np.ones((2, 16), np.float32), np.ones(2, np.float32), np.ones(16, np.float32)
+    mix, few = np.ones((48, 16), np.float32), np.ones((2, 8), np.float32)
+    with pytest.raises(ValueError, match="multiples of 16"):
+        _native.mix_messages("portable", few, few, mean, mix, vector, vector, vector, 1e-5)
+    with pytest.raises(ValueError, match="mix must be"):
+        _native.mix_messages("portable", states, states, mean, states, vector, vector, vector, 1e-5)
+    with pytest.raises(ValueError, match="not available"):
+        _native.mix_messages("none", states, states, mean, mix, vector, vector, vector, 1e-5)
+    with pytest.raises(ValueError, match="a score for each state"):
+        _native.score_states("portable", states, mix[:16], vector, vector, 0.0, np.ones(3, np.float32))
