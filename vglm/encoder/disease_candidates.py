@@ -1,0 +1,176 @@
+"""All diseases of a graph against a patient, quickly; then the best of them, with all that is known of each."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from vglm.encoder.disease_properties import Properties, properties
+from vglm.encoder.disease_vectors import DiseaseVectors, nearest
+from vglm.graph.annotations import Annotations
+from vglm.graph.graph import Graph
+from vglm.graph.ranking import (
+    BREADTH_OFFSET,
+    BREADTH_WEIGHT,
+    EXCLUSION_TRUST,
+    NEARLY_OBLIGATE,
+    NOISE,
+)
+from vglm.graph.ranking_index import RankingIndex
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int32]
+
+AROUND_WEIGHT = 0.3  # of what a disease's neighbours score, beside its own score
+
+
+@dataclass(frozen=True)
+class DiseaseIndex:
+    """What is known about the diseases of a graph before a patient comes."""
+
+    ranking: RankingIndex
+    properties: Properties
+    vectors: DiseaseVectors
+
+    @classmethod
+    def build(cls, graph: Graph, ranking: RankingIndex) -> DiseaseIndex:
+        edges = np.flatnonzero(np.isin(graph.columns.sources, ranking.diseases))
+        return cls(ranking, properties(graph, ranking.diseases, edges), DiseaseVectors.build(ranking))
+
+    def mean_breadth(self) -> float:
+        """Log of the mean number of findings that a disease predicts, the offset included."""
+        return math.log(float((self.ranking.expected_findings + BREADTH_OFFSET).mean()))
+
+
+@dataclass(frozen=True)
+class Screening:
+    """n findings against all D diseases: `log_lifts` float32[n, D]; `scores` float32[D], the likelihood method's;
+    `around` float32[D], the weighted mean of the scores of a disease's neighbours; the patient's unit `vector`
+    float32[W] and the largest cosine that any disease has with it."""
+
+    log_lifts: Floats
+    scores: Floats
+    around: Floats
+    vector: Floats
+    best_cosine: float
+
+
+def screen(index: DiseaseIndex, findings: Ints, excluded: Ints) -> Screening:
+    """Scores every disease; `findings` int32[n], at least one, and `excluded` are node indices without duplicates."""
+    ranking = index.ranking
+    lifts = np.zeros((len(findings), len(ranking.diseases)), np.float32)
+    for row, finding in zip(lifts, findings.tolist(), strict=True):
+        for ancestor in ranking.ancestors(finding).tolist():
+            held = ranking.holders(ancestor)
+            rows = ranking.holder_rows[held]
+            row[rows] = np.maximum(row[rows], ranking.lift[held])
+    lifts *= 1 - NOISE
+    lifts += NOISE
+    log_lifts = np.log(lifts, out=lifts)
+    breadth = np.log(ranking.expected_findings + BREADTH_OFFSET) - index.mean_breadth()
+    scores = log_lifts.sum(axis=0) - (len(findings) * BREADTH_WEIGHT * breadth).astype(np.float32)
+    for finding in excluded.tolist():
+        held = ranking.holders(finding)
+        frequencies = ranking.holder_frequencies[held]
+        against = np.where(frequencies >= NEARLY_OBLIGATE, np.log1p(-EXCLUSION_TRUST * frequencies), 0)
+        scores[ranking.holder_rows[held]] += against
+    around = np.einsum("dk,dk->d", scores[index.vectors.neighbours], index.vectors.weights)
+    terms = np.unique(np.concatenate([ranking.ancestors(finding) for finding in findings.tolist()]))
+    vector = index.vectors.encode(terms, ranking.information_content[terms])
+    cosines = index.vectors.diseases @ vector
+    return Screening(log_lifts, scores, around, vector, float(cosines.max()))
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """K diseases: their annotations as CSR (`starts` int64[K + 1], `terms` int32[A], `frequencies` float32[A]), their
+    first `scores` and those `around` them float32[K], `neighbours` int32[K, k] as rows of the index with `weights`,
+    `vectors` float32[K, W], and `properties`."""
+
+    starts: npt.NDArray[np.int64]
+    terms: Ints
+    frequencies: Floats
+    scores: Floats
+    around: Floats
+    neighbours: Ints
+    weights: Floats
+    vectors: Floats
+    properties: Properties
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def owners(self) -> npt.NDArray[np.int64]:
+        """The candidate of each annotation, int64[A]."""
+        return np.repeat(np.arange(len(self)), np.diff(self.starts))
+
+
+def candidates_of(index: DiseaseIndex, screening: Screening, rows: npt.NDArray[np.integer]) -> Candidates:
+    """Some diseases, given by their rows in the index."""
+    ranking, vectors = index.ranking, index.vectors
+    begin = ranking.annotation_starts[rows]
+    lengths = ranking.annotation_starts[rows + 1] - begin
+    starts = np.concatenate(([0], np.cumsum(lengths)))
+    places = np.arange(starts[-1]) + np.repeat(begin - starts[:-1], lengths)
+    return Candidates(
+        starts,
+        ranking.annotation_terms[places],
+        ranking.annotation_frequencies[places],
+        screening.scores[rows],
+        screening.around[rows],
+        vectors.neighbours[rows],
+        vectors.weights[rows],
+        vectors.diseases[rows],
+        Properties(index.properties.values[rows], index.properties.onset[rows]),
+    )
+
+
+def with_first(
+    candidates: Candidates,
+    index: DiseaseIndex,
+    screening: Screening,
+    row: int,
+    score: float,
+    known: Annotations,
+    stated: Properties,
+) -> Candidates:
+    """The candidates with another version of the first, the disease in `row`: known by these annotations (at least one)
+    and properties only, with this first score."""
+    terms, weights = _profile(index.ranking, known)
+    vector = index.vectors.encode(terms, weights)
+    neighbours, shares = nearest(vector[None], index.vectors.diseases, np.array([row]))
+    skipped = int(candidates.starts[1])
+    own = len(known.terms)
+    changed = {
+        "scores": np.float32(score),
+        "around": screening.scores[neighbours[0]] @ shares[0],
+        "neighbours": neighbours[0],
+        "weights": shares[0],
+        "vectors": vector,
+    }
+    arrays = {name: getattr(candidates, name).copy() for name in changed}
+    for name, value in changed.items():
+        arrays[name][0] = value
+    values, onset = candidates.properties.values.copy(), candidates.properties.onset.copy()
+    values[0], onset[0] = stated.values[0], stated.onset[0]
+    return replace(
+        candidates,
+        starts=np.concatenate(([0], candidates.starts[1:] - skipped + own)),
+        terms=np.concatenate((known.terms, candidates.terms[skipped:])),
+        frequencies=np.concatenate((known.frequencies, candidates.frequencies[skipped:])),
+        properties=Properties(values, onset),
+        **arrays,
+    )
+
+
+def _profile(ranking: RankingIndex, known: Annotations) -> tuple[Ints, Floats]:
+    """The terms at or above some annotations, and their weights as messages."""
+    closures = [ranking.ancestors(int(term)) for term in known.terms]
+    lengths = [len(closure) for closure in closures]
+    terms, inverse = np.unique(np.concatenate(closures), return_inverse=True)
+    absent = np.bincount(inverse, np.repeat(np.log1p(-np.minimum(known.frequencies, 0.99)), lengths))
+    return terms, (-np.expm1(absent) * ranking.information_content[terms]).astype(np.float32)
