@@ -30,16 +30,20 @@ class GraphCard:
         span_tokens: positions of a level of spans; longer spans are cut.
         levels: levels of spans; the question stands after all of them, however many a graph needs.
         heading: the words before a graph.
+        facts: whether a question about the shape of a graph follows a line of facts about it (see vglm/graph/structure.py).
     """
 
     spans: bool = False
     span_tokens: int = 128
     levels: int = 2
     heading: str = "Graph:\n"
+    facts: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.spans, bool) or not isinstance(self.heading, str) or not self.heading:
-            raise ModelError("graph card: 'spans' must be true or false, and 'heading' some text")
+        if not isinstance(self.spans, bool) or not isinstance(self.facts, bool):
+            raise ModelError("graph card: 'spans' and 'facts' must be true or false")
+        if not isinstance(self.heading, str) or not self.heading:
+            raise ModelError("graph card: 'heading' must be some text")
         for name, low, high in (("span_tokens", 16, MAX_SPAN_TOKENS), ("levels", 2, MAX_LEVELS)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 Constraint = str | Mapping[str, Any] | Grounding
 SHAPE_WORDS = re.compile(
-    r"\b(paths?|connect(ed|ion|ivity)?|reach(able|ed)?|cycles?|cyclic|acyclic|loops?|parts?|components?|distances?|shortest|steps|nodes?|"
-    r"edges?)\b",
+    r"\b(paths?|connect(ed|s|ion|ivity)?|reach(es|able|ed)?|(a|any|have|has) cycles?|acyclic|shortest|distance|steps"
+    r"|how many (\w+ )?(nodes|edges|parts|components))\b",
     re.IGNORECASE,
 )
 FACTS_UP_TO = 20_000  # edges: of a larger graph no facts are said

@@ -1,0 +1,157 @@
+"""Explanations of suggestions, to learn from: why a disease fits a patient, written from the evidence.
+
+The patients are simulated from the ontology's own annotations, so nothing of a published case is learned here: findings of one
+disease, some made less or more specific, some of another, some known to be absent. The candidates are those of a ranking, right
+or wrong ones: an explanation says what the graph says of either.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+
+from vglm.errors import GraphError
+from vglm.graph.annotations import HAS_PHENOTYPE
+from vglm.graph.evidence import Candidate, Evidence
+from vglm.graph.graph import Graph
+from vglm.graph.ranking import DiseaseRanker
+from vglm.graph.records import Records
+from vglm.graph.text import one_line
+from vglm.tasks.suggestion_prompt import MOST_FINDINGS, explained_graph, explained_question
+from vglm.train.samples import Sample, Turn
+
+MOST_SAID = 4  # phenotypes that one explanation mentions
+CANDIDATES = 3  # of one patient
+_FRACTION = re.compile(r"\d+/\d+")
+
+
+def simulated_findings(
+    ranker: DiseaseRanker, disease: int, rng: random.Random
+) -> tuple[list[str], list[str]]:
+    """Findings and excluded findings (ids) of a patient with the disease, a node's index."""
+    graph = ranker.graph
+    held = list(dict.fromkeys(e.target for e in graph.edges_of(graph.id_of(disease), relation=HAS_PHENOTYPE)))
+    if not held:
+        return [], []
+    count = min(len(held), rng.randint(3, 9))
+    findings = [_moved(graph, node, rng) for node in rng.sample(held, count)]
+    strange = int(rng.choice(ranker.index.diseases.tolist()))
+    others = graph.edges_of(graph.id_of(strange), relation=HAS_PHENOTYPE)
+    findings += [edge.target for edge in rng.sample(others, min(len(others), rng.randint(0, 2)))]
+    findings = list(dict.fromkeys(findings))
+    left = [node for node in held if node not in findings]
+    excluded = rng.sample(left, min(len(left), rng.choice((0, 0, 1, 2))))
+    return findings, excluded
+
+
+def _moved(graph: Graph, node: str, rng: random.Random) -> str:
+    """The finding as it is mostly, at times a broader or a narrower one."""
+    chance = rng.random()
+    if chance < 0.7:
+        return node
+    way = "out" if chance < 0.88 else "in"
+    near = graph.edges_of(node, way, "is a")  # type: ignore[arg-type]
+    if not near:
+        return node
+    edge = rng.choice(near)
+    return edge.target if way == "out" else edge.source
+
+
+def suggestion_sample(ranker: DiseaseRanker, rng: random.Random) -> Sample | None:
+    """An explanation of one candidate of a simulated patient; None where the ranking has nothing to say."""
+    disease = int(rng.choice(ranker.index.diseases.tolist()))
+    findings, excluded = simulated_findings(ranker, disease, rng)
+    try:
+        candidates = ranker.rank(findings, excluded, CANDIDATES)
+    except GraphError:  # a term that the disease part of the graph does not know
+        return None
+    candidate = rng.choice(candidates)
+    part = explained_graph(ranker.graph, candidate)
+    if not any(item.explained and item.matched in part for item in candidate.evidence[:MOST_FINDINGS]):
+        return None
+    text = explanation_text(part, candidate, rng)
+    return Sample("suggestion", (Turn(explained_question(part, candidate), text),), part)
+
+
+def explanation_text(part: Graph, candidate: Candidate, rng: random.Random) -> str:
+    """An explanation from the evidence alone, its names in [brackets]; the words vary, what is said does not."""
+    records = Records(part)
+    disease = _named(records, candidate.id)
+    asked = candidate.evidence[:MOST_FINDINGS]
+    explained = [item for item in asked if item.explained and item.matched in part]
+    unexplained = [item.finding_name for item in asked if not item.explained]
+    said: dict[str, list[Evidence]] = {}
+    for item in explained:
+        said.setdefault(item.matched, []).append(item)
+    parts = list(said.items())[:MOST_SAID]
+    if rng.random() < 0.3:
+        things = [_thing(part, records, node, items) for node, items in parts]
+        sentences = [f"{disease} would account for {_joined(things)}."]
+    else:
+        clauses = [_clause(part, records, node, items, rng) for node, items in parts]
+        opening = rng.choice(("{} fits: {}.", "{} may explain this: {}.", "{} is a candidate because {}."))
+        sentences = [opening.format(disease, _joined(clauses))]
+    if unexplained:
+        sentences.append(_left_over(unexplained[:3], rng))
+    against = [item for item in candidate.against if item.matched in part]
+    if against:
+        absent = list(dict.fromkeys(_named(records, item.matched) for item in against[:2]))
+        sentences.append(f"Against it: {_joined(absent)} {'are' if len(absent) > 1 else 'is'} absent.")
+    return " ".join(sentence[0].upper() + sentence[1:] for sentence in sentences)
+
+
+def _left_over(findings: list[str], rng: random.Random) -> str:
+    """What the candidate does not explain."""
+    names = _joined([_lowered(name) for name in findings])
+    verb = "are" if len(findings) > 1 else "is"
+    words = (
+        "It does not explain {}.",
+        f"{{}} {verb} not explained by it.",
+        "The graph does not link it to {}.",
+    )
+    return rng.choice(words).format(names)
+
+
+def _clause(part: Graph, records: Records, node: str, items: list[Evidence], rng: random.Random) -> str:
+    """What speaks for the candidate in one phenotype of it."""
+    name = _named(records, node)
+    often = _how_often(part, node)
+    other = [item.finding_name for item in items if item.finding != node]
+    if other and len(other) == len(items):
+        return f"{_lowered(other[0])} matches {name}{f' ({often})' if often else ''}"
+    if not often:
+        return rng.choice((f"{name} is one of its findings", f"it has {name}"))
+    if _FRACTION.fullmatch(often):
+        return rng.choice((f"{name} is seen in {often} patients", f"{name} was found in {often}"))
+    return rng.choice((f"{name} is {often}", f"{name} belongs to it ({often})"))
+
+
+def _thing(part: Graph, records: Records, node: str, items: list[Evidence]) -> str:
+    """A finding that a disease accounts for, with what it is called there and how often it is seen."""
+    name, often = _named(records, node), _how_often(part, node)
+    if all(item.finding != node for item in items):
+        return f"{_lowered(items[0].finding_name)} (as {name}{f', {often}' if often else ''})"
+    return f"{name} ({often})" if often else name
+
+
+def _how_often(part: Graph, node: str) -> str:
+    edges = part.edges_of(node, "in", HAS_PHENOTYPE)
+    labels = [
+        str(edge.attributes["frequency_label"]) for edge in edges if "frequency_label" in edge.attributes
+    ]
+    return one_line(labels[0]) if labels else ""
+
+
+def _named(records: Records, node: str) -> str:
+    name = records.name(records.graph.index_of(node))
+    return name if "[" in name or "]" in name else f"[{name}]"
+
+
+def _lowered(name: str) -> str:
+    """A finding within a sentence: "high myopia", but "EEG abnormality"."""
+    name = one_line(name)
+    return name[0].lower() + name[1:] if len(name) > 1 and name[1:2].islower() else name
+
+
+def _joined(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
