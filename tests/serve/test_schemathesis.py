@@ -24,8 +24,16 @@ CONFIG = Path(__file__).with_name("schemathesis.toml")
 #: Short contexts and few sequences, so that what is generated ends soon; the document says so.
 OPTIONS = ("--max-model-len", "160", "--max-num-seqs", "16", "--kv-cache-memory", "100M", "--api-key", KEY)
 TOWNS = {
-    "nodes": [{"id": "p", "name": "Paris"}, {"id": "f", "name": "France"}],
-    "edges": [{"source": "p", "relation": "is in", "target": "f"}],
+    "nodes": [
+        {"id": "c", "name": "Chill", "type": "disease"},
+        {"id": "p", "name": "Paris"},
+        {"id": "f", "name": "France"},
+        {"id": "s", "name": "Shivering", "type": "phenotype"},
+    ],
+    "edges": [
+        {"source": "c", "relation": "has phenotype", "target": "s"},  # the first one: examples are made of it
+        {"source": "p", "relation": "is in", "target": "f"},
+    ],
 }
 
 

@@ -48,7 +48,7 @@ from vglm.tasks.explanation import ExplanationTask, explanation_task
 from vglm.tasks.ranking import Ranked, RankingTask
 
 _RANKING = SamplingParams(max_tokens=1)
-_NOTHING = Usage(
+NOTHING = Usage(
     prompt_tokens=0,
     completion_tokens=0,
     total_tokens=0,
@@ -67,7 +67,7 @@ async def complete_triple(graph: GraphId, body: LinkRequest, http: HttpRequest) 
 
     def task() -> RankingTask:
         nonlocal version
-        read, version = _stored(serving, graph, body.version)
+        read, version = stored_graph(serving, graph, body.version)
         return completion_task(
             serving.llm.asking,
             read,
@@ -108,7 +108,7 @@ async def classify_stored(graph: GraphId, body: ClassifyStoredRequest, http: Htt
 
     def task() -> RankingTask:
         nonlocal version
-        read, version = _stored(serving, graph, body.version)
+        read, version = stored_graph(serving, graph, body.version)
         return _classification(serving, read, body)
 
     ranked = await _rank(serving, http, body, task)
@@ -140,7 +140,7 @@ async def explain_relation(graph: GraphId, body: ExplainRequest, http: HttpReque
 
     def prepare() -> tuple[int, ExplanationTask, Stream | None]:
         with graph_errors("graph", within=""):
-            read, version = _stored(serving, graph, body.version)
+            read, version = stored_graph(serving, graph, body.version)
             task = explanation_task(
                 serving.llm.asking,
                 read,
@@ -175,7 +175,7 @@ async def explain_relation(graph: GraphId, body: ExplainRequest, http: HttpReque
         "reason": task.reason or None,
         "finish_reason": None,
         "graph": None,
-        "usage": _NOTHING,
+        "usage": NOTHING,
     }
     if stream is not None and task.asked is not None:
         (increment,) = await serving.complete(http, stream)
@@ -188,7 +188,7 @@ async def explain_relation(graph: GraphId, body: ExplainRequest, http: HttpReque
     return answer(ExplainAnswer(**fields))
 
 
-def _stored(serving: Serving, name: str, version: int | str | None) -> tuple[Graph, int]:
+def stored_graph(serving: Serving, name: str, version: int | str | None) -> tuple[Graph, int]:
     """A stored graph and its version; called in a thread."""
     stored = serving.graphs.store.read(known_name(name), version_of(version))
     return stored.graph, stored.version

@@ -13,11 +13,13 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 
+from vglm.graph.annotations import HAS_PHENOTYPE
 from vglm.serve.auth import OPEN_PATHS
 from vglm.serve.schemas.chat import ChatChunk
 from vglm.serve.schemas.common import SERVED_MARK, ErrorAnswer
 from vglm.serve.schemas.completions import CompletionAnswer
 from vglm.serve.schemas.responses import ResponseStreamEvent
+from vglm.serve.schemas.suggest import SuggestAnswer, SuggestChunk
 from vglm.serve.serving import Serving
 
 #: By path, what the data of the events is where an operation can answer with a stream of them.
@@ -25,6 +27,7 @@ EVENTS: dict[str, Any] = {
     "/v1/completions": CompletionAnswer | ErrorAnswer,
     "/v1/chat/completions": ChatChunk | ErrorAnswer,
     "/v1/responses": ResponseStreamEvent,
+    "/v1/graphs/{graph}/suggest": SuggestAnswer | SuggestChunk | ErrorAnswer,
 }
 
 _REF = "#/components/schemas/"
@@ -134,7 +137,9 @@ def _facts(serving: Serving) -> dict[str, dict[str, Any]]:
     edge = serving.graphs.example
     link = {"head": edge.source, "relation": edge.relation} if edge is not None else {}
     ends = {"source": edge.source, "target": edge.target} if edge is not None else {}
+    findings = {"findings": [edge.target]} if edge is not None and edge.relation == HAS_PHENOTYPE else {}
     return {
+        "suggest_examples": {"examples": [findings, findings | {"stream": True}]} if findings else {},
         "link_example": {"example": link} if link else {},
         "explain_example": {"example": ends} if ends else {},
         "model_names": {"enum": ["", *names]},  # an empty name is the first one
