@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -72,7 +71,7 @@ class Factors(nn.Module):
         tables = [table.weight.detach() for table in (self.entities, self.relations)]
         if self.options.kind != "complex":
             tables = [torch.cat([table, torch.zeros_like(table)], 1) for table in tables]
-        entities, relations = (np.array(table, np.float32) for table in tables)
+        entities, relations = (table.numpy().copy() for table in tables)
         return ComplexPart(entities, relations)
 
 

@@ -50,7 +50,7 @@ def fit_mix(
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return np.array(((shared + deviation) / scale).detach(), np.float32)
+    return ((shared + deviation) / scale).detach().numpy().copy()
 
 
 def _candidates(

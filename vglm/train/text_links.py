@@ -99,7 +99,7 @@ class BiEncoder(nn.Module):
         self.train()
 
         def copied(tensor: Tensor) -> Float32:
-            return np.array(tensor.detach().float().contiguous(), np.float32)
+            return tensor.detach().float().contiguous().numpy().copy()
 
         return TextPart(
             texts=copied(F.normalize(self.texts, dim=-1)),
