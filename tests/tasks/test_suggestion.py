@@ -15,7 +15,7 @@ from vglm import LLM, Graph, GraphError, RequestError, SamplingParams
 from vglm.graph.ranking import DiseaseRanker
 from vglm.graph.spans import sequential_text
 from vglm.tasks.findings import link_findings
-from vglm.tasks.suggestion import likelihood_ranking
+from vglm.tasks.suggestion import TEMPERATURE, likelihood_ranking
 from vglm.tasks.suggestion_prompt import MOST_EVIDENCE, MOST_FINDINGS, explained_graph, explained_question
 
 FINDINGS = ["p2", "p4", "p6", "p8"]
@@ -83,7 +83,8 @@ def test_ranking_is_the_ranker_s_with_probabilities(graph: Graph) -> None:
     ranker = DiseaseRanker(graph)
     assert list(ranked.candidates) == ranker.rank(FINDINGS, ["p7"], 3)
     scores = ranker.scores(FINDINGS, ["p7"])
-    expected = np.exp(scores) / np.exp(scores).sum()
+    weights = np.exp(scores / TEMPERATURE)
+    expected = weights / weights.sum()
     assert ranked.probabilities == pytest.approx(sorted(expected, reverse=True)[:3])
     assert ranked.num_diseases == len(DISEASES)
     whole = likelihood_ranking(graph, FINDINGS, [], 100)

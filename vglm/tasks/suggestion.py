@@ -29,7 +29,9 @@ from vglm.tasks.suggestion_prompt import explained_graph, explained_question
 MAX_TOP = 1_000
 MAX_EXPLAINED = 16
 MOST_NAMED = 5  # phenotypes in an explanation that is a list of names
-TEMPERATURE = 1.0  # of the likelihood ranker's scores
+# Of the likelihood ranker's scores: fitted on 234 uncited published cases, at most 5 of a disease, of a random half of the
+# diseases; the best candidate then has a probability of 0.20 on average, and is right in 19 %.
+TEMPERATURE = 2.0
 
 
 @dataclass(frozen=True, slots=True)
