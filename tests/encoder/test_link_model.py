@@ -108,7 +108,7 @@ def test_evidence_equals_its_definition() -> None:
             expected = {
                 "similar": cosine[entity, c],
                 "voted": votes,
-                "answered": max((cosine[c, a] for a in answered), default=0),
+                "answered": max(0, *(cosine[c, a] for a in answered)) if answered else 0,
                 "frequent": np.log1p(len(givers)),
                 "inverse": (entity, (relation + R) % (2 * R), c) in known,
                 "adjacent": (entity, c) in neighbours,

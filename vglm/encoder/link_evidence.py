@@ -4,7 +4,7 @@ Channels, each a number per candidate c of the question (given, relation, ?):
 
     similar    cosine of the texts of the given entity and c
     voted      soft maximum of the cosine of the given entity's text to those of entities that have c as this answer
-    answered   greatest cosine of c's text to those of answers that are known already
+    answered   greatest cosine of c's text to those of answers that are known already (16 of them)
     frequent   log(1 + how often c is an answer of this relation)
     inverse    whether (c, relation, given) is known
     adjacent   whether any edge joins the two
@@ -42,6 +42,7 @@ CHANNELS = (
     "stem",
 )
 _SHARPNESS = np.float32(20)  # of the soft maximum
+_ANSWERS = 16  # known answers that others are compared with
 _WORD = re.compile(r"[a-z0-9]+")
 _PLACES = 12  # words of a text that are compared with names
 _LONGEST_NAME = 4  # words
@@ -113,9 +114,7 @@ class Evidence:
             voted[rows], frequent[rows] = self._votes(similar[rows], relation)
         width = 2 * self.num_relations
         rows, answers = self._answers.of(given * width + relations)
-        for row in np.unique(rows).tolist():
-            known = answers[rows == row]
-            answered[row] = (self.vectors @ self.vectors[known].T).max(axis=1)
+        self._nearest(rows, answers, answered)
         inverse[self._answers.of(given * width + (relations + self.num_relations) % width)] = 1
         near_rows, near = self._neighbours.of(given)
         adjacent[near_rows, near] = 1
@@ -134,6 +133,17 @@ class Evidence:
             voted[:, answers] = np.log(np.add.reduceat(strength, starts, axis=1)) / _SHARPNESS
             frequent[answers] = np.log1p(np.diff([*starts, len(givers)]))
         return voted, np.broadcast_to(frequent, similar.shape)
+
+    def _nearest(self, rows: Longs, answers: Longs, answered: Float32) -> None:
+        """Fill in the greatest cosine to any of a row's answers (the first `_ANSWERS` of them)."""
+        starts = np.flatnonzero(np.diff(rows, prepend=-1))
+        counts = np.diff(np.append(starts, len(rows)))
+        kept = np.arange(len(rows)) - np.repeat(starts, counts) < _ANSWERS
+        chosen, places = np.unique(answers[kept], return_inverse=True)
+        cosines = self.vectors[chosen] @ self.vectors.T
+        for row, place in zip(rows[kept].tolist(), places.tolist(), strict=True):
+            channel = answered[row]  # 0 where there is no answer; a cosine below that says as little
+            np.maximum(channel, cosines[place], out=channel)
 
     @cached_property
     def _by_answer(self) -> list[tuple[Longs, Longs, Longs]]:
