@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vglm.train.language_model import LanguageModel
@@ -159,12 +157,6 @@ class _Adapter:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self._model.load_adapter(state)
-
-
-def save_adapter(model: LanguageModel, path: Path) -> None:
-    """Write the adapter as `vglm.model.adapter` reads it, in bfloat16."""
-    tensors = {name: value.bfloat16().contiguous() for name, value in model.adapter().items()}
-    save_file(tensors, path, {"rank": str(model.rank), "alpha": str(model.alpha)})
 
 
 def settings(options: AdapterOptions, mixture: Mixture) -> dict[str, object]:

@@ -27,9 +27,9 @@ LONGEST_TEXT = 160  # characters of a node's text
 
 def reading_sample(graph: Graph, rng: random.Random) -> Sample | None:
     """Questions about a random part of the graph; None when the part has nothing to ask about."""
-    part = random_part(graph, rng)
-    if part.num_edges == 0:
+    if graph.num_edges == 0:
         return None
+    part = random_part(graph, rng)
     if rng.random() < 0.2:
         return _missing(part, rng)
     lessons: list[Callable[[Graph, Records, random.Random], Turn | None]] = [
@@ -46,10 +46,10 @@ def reading_sample(graph: Graph, rng: random.Random) -> Sample | None:
 def random_part(graph: Graph, rng: random.Random) -> Graph:
     """A connected part of at most MOST_EDGES edges, grown from a random edge, with short texts."""
     columns = graph.columns
-    start = rng.randrange(max(1, graph.num_edges))
+    start = rng.randrange(graph.num_edges)
     wanted = rng.randint(2, MOST_EDGES)
-    chosen: dict[int, None] = {start: None} if graph.num_edges else {}
-    nodes = [int(columns.sources[start]), int(columns.targets[start])] if graph.num_edges else []
+    chosen: dict[int, None] = {start: None}
+    nodes = [int(columns.sources[start]), int(columns.targets[start])]
     for _ in range(3 * wanted):
         if len(chosen) >= wanted:
             break

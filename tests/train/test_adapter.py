@@ -1,0 +1,149 @@
+"""Training an adapter and distilling it, on a tiny real model: it learns, and resumes to the bit."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.integration.helpers import tiny_model
+from vglm.errors import ConfigError, ModelError
+from vglm.graph.graph import Graph
+from vglm.model.adapter import open_bundle
+from vglm.model.bundle import ADAPTER, read_card
+from vglm.train.adapter import AdapterOptions, schedule
+from vglm.train.data.general import text_samples, write_replies
+from vglm.train.program import Plan, distill_model, train_model
+
+OPTIONS = AdapterOptions(steps=12, learning_rate=5e-3, warmup=2, rank=4, alpha=8.0, compiled=False)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny_model(tmp_path_factory.mktemp("models")))
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vglm.train.lessons.BATCH_TOKENS", 512)
+
+
+def small_graph() -> Graph:
+    nodes = [{"id": f"n{i}", "name": f"thing {i}", "type": "thing"} for i in range(12)]
+    edges = [{"source": f"n{i}", "relation": "likes", "target": f"n{(3 * i + 1) % 12}"} for i in range(12)]
+    return Graph.from_dict({"nodes": nodes, "edges": edges})
+
+
+def plan(base: str, out: Path, **options: object) -> Plan:
+    folder = out / "training"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "replies.jsonl").write_text('["What is rain?", "Rain is water that falls."]\n', "utf-8")
+    return Plan(out, [small_graph()], base=base, threads=1, options=replace(OPTIONS, **options))  # type: ignore[arg-type]
+
+
+def adapter_of(folder: Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    return load_file(folder / ADAPTER)
+
+
+def losses(folder: Path) -> list[float]:
+    import json
+
+    lines = (folder / "training/metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def test_a_training_learns_and_writes_a_model_that_opens(base: str, tmp_path: Path) -> None:
+    out = train_model(plan(base, tmp_path / "m", steps=30))
+    found = losses(out)
+    assert len(found) == 30
+    assert np.mean(found[-6:]) < 0.9 * np.mean(found[:6])
+    assert read_card(out).base_model == base
+    checkpoint = open_bundle(out)
+    assert checkpoint.graph_card is not None
+    assert checkpoint.graph_card.spans
+    assert checkpoint.graph_card.facts
+    name = "layers.0.q_proj"
+    assert not np.array_equal(checkpoint.tensor(name), checkpoint.base.tensor(name))
+
+
+def test_a_training_that_was_cut_off_ends_as_an_unbroken_one(base: str, tmp_path: Path) -> None:
+    whole = train_model(plan(base, tmp_path / "whole"))
+    code = (
+        "import sys; from pathlib import Path; from tests.train.test_adapter import plan; import vglm.train.program as p\n"
+        "from vglm.train.run import TrainingRun\n"
+        "log = TrainingRun.log\n"
+        "def stop(self, step, **figures):\n"
+        "    log(self, step, **figures)\n"
+        "    if step == 5: self.save(step + 1)\n"
+        "    if step == 7: import os; os.kill(os.getpid(), 9)\n"
+        "TrainingRun.log = stop\n"
+        "import vglm.train.lessons as lessons; lessons.BATCH_TOKENS = 512\n"
+        "p.train_model(plan(sys.argv[1], Path(sys.argv[2])))"
+    )
+    out = tmp_path / "cut"
+    killed = subprocess.run([sys.executable, "-c", code, base, str(out)], capture_output=True, text=True)
+    assert killed.returncode == -9, killed.stderr
+    train_model(plan(base, out))
+    for name, value in adapter_of(whole).items():
+        assert np.array_equal(value, adapter_of(out)[name]), name
+
+
+def test_a_student_learns_from_its_teacher(base: str, tmp_path: Path) -> None:
+    teacher = train_model(plan(base, tmp_path / "teacher", steps=20, sequential=1.0))
+    student = distill_model(plan(base, tmp_path / "student", steps=20), teacher)
+    found = losses(student)
+    assert np.mean(found[-5:]) < np.mean(found[:5])
+    first, last = adapter_of(teacher), adapter_of(student)
+    assert any(not np.array_equal(first[name], last[name]) for name in first)
+
+
+def test_nothing_to_train_on_is_said_before_anything_runs(base: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing to train on"):
+        train_model(replace(plan(base, tmp_path / "m"), graphs=[]))
+
+
+def test_a_graph_without_edges_has_no_lesson(base: str, tmp_path: Path) -> None:
+    empty = Graph.from_dict({"nodes": [{"id": "a"}], "edges": []})
+    with pytest.raises(ConfigError, match="no sample fits"):
+        train_model(replace(plan(base, tmp_path / "m"), graphs=[empty]))
+
+
+def test_a_teacher_with_another_base_is_refused(base: str, tmp_path: Path) -> None:
+    teacher = train_model(plan(base, tmp_path / "teacher", steps=1))
+    with pytest.raises(ModelError, match="its base is"):
+        distill_model(replace(plan(base, tmp_path / "student"), base="other"), teacher)
+
+
+def test_other_settings_in_the_same_folder_are_refused(base: str, tmp_path: Path) -> None:
+    out = train_model(plan(base, tmp_path / "m", steps=1))
+    with pytest.raises(ConfigError, match="learning_rate"):
+        train_model(plan(base, out, steps=1, learning_rate=1e-4))
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    rates = [schedule(step, 100, 10) for step in range(100)]
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert max(rates) == 1.0
+    assert 0.05 <= min(rates[10:]) < 0.06
+
+
+def test_replies_of_the_base_are_written_and_read(base: str, tmp_path: Path) -> None:
+    from vglm import LLM
+    from vglm.train.data.general import read_replies
+
+    write_replies(LLM(base), tmp_path / "r.jsonl", count=4)
+    assert all(sample.turns[0].question for sample in read_replies(tmp_path / "r.jsonl"))
+
+
+def test_texts_are_cut_into_pieces() -> None:
+    samples = text_samples(["word " * 1_000], random.Random(0), length=500)
+    assert len(samples) == 10
+    assert all(sample.raw for sample in samples)
