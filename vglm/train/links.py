@@ -7,6 +7,8 @@ model.save("links.safetensors")
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from vglm.encoder.link_evidence import Evidence
@@ -126,13 +129,29 @@ class _Training:
         structure = ComplexStage(self.questions, data.num_entities, data.num_relations, options.complex)
         parts: list[Part] = [self._train(structure, options.complex.epochs)]
         if encoder is not None and data.texts:
-            vectors = encoder(data.texts)
+            vectors = self._text_vectors(encoder)
             seed_everything(options.seed)
             text = TextStage(vectors, self.questions, data.num_relations, options.text)
             parts.append(self._train(text, options.text.epochs))
             if options.evidence:
                 parts.append(Evidence(vectors, data.texts, self.questions, data.num_relations))
         return LinkModel(data.entities, data.relations, parts, self._weights(parts))
+
+    def _text_vectors(self, encoder: TextVectors) -> Float32:
+        """The encoder's vectors; kept in the folder, as a large graph takes minutes."""
+        digest = hashlib.sha256(json.dumps(self.data.texts).encode()).hexdigest()
+        path = self.folder / f"texts-{digest[:16]}.safetensors"
+        if path.exists():
+            return load_file(path)["vectors"]
+        vectors = np.ascontiguousarray(encoder(self.data.texts), np.float32)
+        if vectors.ndim != 2 or len(vectors) != self.data.num_entities or not np.isfinite(vectors).all():
+            raise ConfigError(
+                f"the encoder gave {vectors.shape} for {self.data.num_entities} texts, or no numbers"
+            )
+        temporary = path.with_suffix(".tmp")
+        save_file({"vectors": vectors}, temporary)
+        temporary.replace(path)
+        return vectors
 
     def _train(self, stage: Stage, epochs: int) -> Part:
         """Run a stage; its parameters of the best validated epoch, or of the last one without validation."""
