@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from vglm.decode.sampling_params import SamplingParams
 from vglm.engine.request import RequestKind
+from vglm.llm_requests import Requests
 
 if TYPE_CHECKING:
     from vglm.graph.graph import Graph
-    from vglm.llm import LLM
     from vglm.tasks.explanation import Explained
     from vglm.tasks.ranking import Ranked, RankingTask
     from vglm.tasks.suggestion import DiseaseRanking, Suggested, SuggestionChunk, SuggestionTask, WhyTask
@@ -20,7 +20,7 @@ SUGGESTION = SamplingParams(max_tokens=96, temperature=0.0)
 EXPLANATION = SamplingParams(max_tokens=128, temperature=0.0)
 
 
-class GraphTasks:
+class GraphTasks(Requests):
     """Methods that `LLM` inherits."""
 
     @property
@@ -56,7 +56,7 @@ class GraphTasks:
         from vglm.tasks.completion import completion_task
 
         task = completion_task(
-            _llm(self).asking,
+            self.asking,
             graph,
             relation=relation,
             head=head,
@@ -91,7 +91,7 @@ class GraphTasks:
         from vglm.tasks.classification import classification_task
 
         task = classification_task(
-            _llm(self).asking,
+            self.asking,
             graph,
             labels,
             entity=entity,
@@ -122,9 +122,8 @@ class GraphTasks:
         """
         from vglm.tasks.explanation import explanation_task
 
-        llm = _llm(self)
         task = explanation_task(
-            llm.asking,
+            self.asking,
             graph,
             source,
             target,
@@ -135,7 +134,7 @@ class GraphTasks:
         )
         if task.asked is None:
             return task.explained("", None, None)
-        (output,) = llm._complete([task.asked.prompt], sampling_params, False, [task.asked])
+        (output,) = self._complete([task.asked.prompt], sampling_params, False, [task.asked])
         said = output.outputs[0]
         return task.explained(said.text, said.finish_reason, said.graph)
 
@@ -159,7 +158,7 @@ class GraphTasks:
         """
         task = self._suggestion(graph, findings, excluded, top, explain, graph_mode)
         asked = [one.asked for one in task.tasks if one.asked is not None]
-        outputs = iter(_llm(self)._complete([one.prompt for one in asked], sampling_params, False, asked))
+        outputs = iter(self._complete([one.prompt for one in asked], sampling_params, False, asked))
         said = []
         for one in task.tasks:
             written = next(outputs).outputs[0] if one.asked is not None else None
@@ -195,10 +194,9 @@ class GraphTasks:
     ) -> SuggestionTask:
         from vglm.tasks.suggestion import suggestion_task
 
-        llm = _llm(self)
         return suggestion_task(
-            llm.asking,
-            llm.disease_ranking,
+            self.asking,
+            self.disease_ranking,
             graph,
             findings,
             excluded,
@@ -218,7 +216,7 @@ class GraphTasks:
             text = ""
             if task.lead:
                 yield SuggestionChunk(place, task.lead)
-            for chunk in _llm(self).stream_encoded(task.asked.prompt, params, task.asked):
+            for chunk in self.stream_encoded(task.asked.prompt, params, task.asked):
                 text += chunk.text
                 if chunk.text:
                     yield SuggestionChunk(place, chunk.text)
@@ -226,16 +224,10 @@ class GraphTasks:
                     yield SuggestionChunk(place, "", task.explained(text, chunk.finish_reason, chunk.graph))
 
     def _rank(self, task: RankingTask) -> Ranked:
-        llm = _llm(self)
         params = SamplingParams(max_tokens=1)
-        (request,) = llm._run(
-            lambda _: llm._add(task.asked.prompt, params, kind=RequestKind.TREE, candidates=task.targets),
+        (request,) = self._run(
+            lambda _: self._add(task.asked.prompt, params, kind=RequestKind.TREE, candidates=task.targets),
             1,
             use_tqdm=False,
         )
         return task.ranked(request)
-
-
-def _llm(self: GraphTasks) -> LLM:
-    """Only `LLM` inherits from `GraphTasks`."""
-    return cast("LLM", self)
