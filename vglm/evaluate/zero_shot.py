@@ -55,7 +55,7 @@ class Benchmark:
         entity = {end: number for number, end in enumerate(entities)}
         relation = {each: number for number, each in enumerate(relations)}
         numbers = {
-            each: np.array([(entity[h], relation[r], entity[t]) for h, r, t in rows], np.int64)
+            each: np.array([(entity[h], relation[r], entity[t]) for h, r, t in rows], np.int64).reshape(-1, 3)
             for each, rows in triples.items()
         }
         self.name = name
