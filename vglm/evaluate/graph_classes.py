@@ -1,0 +1,127 @@
+"""Graph classification: repeated stratified 10-fold cross-validation on sets in the TU format.
+
+Nested: whatever is chosen (features, their scales, the ridge) is chosen inside the training folds, by leave-one-out; the
+test fold is only scored. Published figures of graph networks mostly are not: GIN's 89.4 and 76.2 are of the epoch with
+the best mean accuracy on the test folds (Xu et al., ICLR 2019); with selection inside, Errica et al. (ICLR 2020) found 73.3
+for GIN on PROTEINS and 75.8 for counts of node types. Published figures therefore bear "selected on test folds".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from vglm.encoder.graph_features import Counts
+from vglm.errors import ConfigError
+from vglm.evaluate.report import OURS, Figure, summary
+from vglm.graph.graph import Graph
+from vglm.progress import progress_bar
+from vglm.train.graph_classes import count_all, fit, one_hot, ridge_regression
+
+TASK = "graph classification"
+SETS = ("MUTAG", "PROTEINS")
+_RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0)
+Predict = Callable[[Sequence[Counts], Sequence[str], Sequence[Counts]], list[str]]
+
+
+def run(
+    data: Path, *, sets: Sequence[str] = SETS, seeds: int = 5, folds: int = 10, show: bool = False
+) -> list[Figure]:
+    """Accuracy on each set below `data`/graphcls, of the baselines and of ours; seed s decides how folds are drawn.
+
+    Raises ConfigError for a set that is not there. Ours is deterministic: the seeds vary the folds alone.
+    """
+    figures: list[Figure] = []
+    for name in sets:
+        path = data / "graphcls" / name
+        if not path.is_dir():
+            raise ConfigError(f"{path}: no such folder; expected a set of graphs in the TU format")
+        graphs, labels = Graph.load_set(path)
+        counts = count_all(graphs, show=show)
+        right = {system: np.zeros((seeds, len(labels))) for system in SYSTEMS}
+        with progress_bar(seeds * folds, name, unit="fold", show=show) as advance:
+            for seed in range(seeds):
+                fold_of = stratified_folds(labels, folds, seed)
+                for fold in range(folds):
+                    train, test = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
+                    for system, predict in SYSTEMS.items():
+                        found = predict(
+                            [counts[i] for i in train], [labels[i] for i in train], [counts[i] for i in test]
+                        )
+                        right[system][seed, test] = [
+                            labels[i] == one for i, one in zip(test, found, strict=True)
+                        ]
+                    advance(seed * folds + fold + 1)
+        figures += [
+            summary(TASK, name, system, "accuracy", rows, _NOTES[system]) for system, rows in right.items()
+        ]
+    return figures
+
+
+def stratified_folds(labels: Sequence[str], folds: int, seed: int) -> npt.NDArray[np.int64]:
+    """int64[n]: the fold of each case; every fold has its share of every class, to one."""
+    names = np.array(labels)
+    random = np.random.default_rng(seed)
+    fold_of = np.zeros(len(labels), np.int64)
+    dealt = 0
+    for label in sorted(set(labels)):
+        places = random.permutation(np.flatnonzero(names == label))
+        fold_of[places] = (dealt + np.arange(len(places))) % folds
+        dealt += len(places)
+    return fold_of
+
+
+def _majority(train: Sequence[Counts], labels: Sequence[str], test: Sequence[Counts]) -> list[str]:
+    most = max(sorted(set(labels)), key=list(labels).count)
+    return [most] * len(test)
+
+
+def _linear(*families: str) -> Predict:
+    """Ridge regression on square roots of counts, its strength chosen by leave-one-out."""
+
+    def predict(train: Sequence[Counts], labels: Sequence[str], test: Sequence[Counts]) -> list[str]:
+        names = sorted({(family, name) for graph in train for family in families for name in graph[family]})
+        places = {feature: place for place, feature in enumerate(names)}
+
+        def table(counts: Sequence[Counts]) -> npt.NDArray[np.float64]:
+            found = np.zeros((len(counts), len(places)), np.float32)
+            for row, graph in enumerate(counts):
+                for family in families:
+                    for name, value in graph[family].items():
+                        if (family, name) in places:
+                            found[row, places[family, name]] = value
+            return np.sqrt(found).astype(np.float64)
+
+        known, asked = table(train), table(test)
+        classes = sorted(set(labels))
+        targets = one_hot(labels, classes)
+        prior = targets.mean(axis=0)
+        scale = float(np.square(known).sum(axis=1).mean())
+        _, coefficients, _ = ridge_regression(known @ known.T / scale, targets - prior, _RIDGES)
+        scores = asked @ known.T / scale @ coefficients + prior
+        return [classes[best] for best in scores.argmax(axis=1).tolist()]
+
+    return predict
+
+
+def _ours(train: Sequence[Counts], labels: Sequence[str], test: Sequence[Counts]) -> list[str]:
+    classifier = fit(train, labels)
+    return [classifier.classes[best] for best in classifier.probabilities(test).argmax(axis=1).tolist()]
+
+
+SYSTEMS: dict[str, Predict] = {
+    "majority class": _majority,
+    "counts of node types": _linear("types"),
+    "Weisfeiler-Leman, 2 rounds": _linear("types", "around", "far"),
+    OURS: _ours,
+}
+_NOTES = {
+    "majority class": "",
+    "counts of node types": "",
+    "Weisfeiler-Leman, 2 rounds": "",
+    OURS: "nested 10-fold, every setting chosen inside the training folds; GIN as published (89.4 MUTAG, 76.2 PROTEINS) "
+    "chose its epoch on the test folds",
+}
