@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vglm.errors import GraphError
 from vglm.evaluate.reasoning import opened
 from vglm.evaluate.report import OURS, Figure, summary
 from vglm.graph.annotations import HAS_PHENOTYPE
@@ -78,14 +79,23 @@ def read_patients(path: Path, hpo: HPO, count: int, seed: int) -> list[tuple[str
     cases: list[tuple[str, list[str], list[str]]] = []
     for place in order.tolist():
         record = records[place]
-        present = list(dict.fromkeys(hpo.resolve(t[0]) for t in record["hpo"] if hpo.knows(t[0])))
-        absent = list(dict.fromkeys(hpo.resolve(t[0]) for t in record["hpo_excluded"] if hpo.knows(t[0])))
-        absent = [term for term in absent if term not in present]
+        present = _known(hpo, record["hpo"])
+        absent = [term for term in _known(hpo, record["hpo_excluded"]) if term not in present]
         if present:
             cases.append((record["id"], present, absent))
         if len(cases) == count:
             break
     return cases
+
+
+def _known(hpo: HPO, terms: Sequence[Sequence[str]]) -> list[str]:
+    found: dict[str, None] = {}
+    for term in terms:
+        try:
+            found[hpo.resolve(term[0])] = None
+        except GraphError:
+            continue  # newer than the release
+    return list(found)
 
 
 def check(llm: LLM, hpo: HPO, patient: str, findings: Sequence[str], excluded: Sequence[str]) -> Checked:

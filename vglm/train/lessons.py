@@ -24,17 +24,18 @@ MOST_TRIES = 200  # samples that are drawn for one row, before the lesson is sai
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """A kind of sample: `share` of the batches, rows of up to `length` tokens."""
+    """A kind of sample: `share` of the batches, rows of up to `length` tokens, batches of `size` times BATCH_TOKENS."""
 
     name: str
     share: float
     length: int
     draw: Draw
+    size: int = 1
 
     @property
     def rows(self) -> int:
         """Rows of a batch."""
-        return max(1, BATCH_TOKENS // self.length)
+        return max(1, self.size * BATCH_TOKENS // self.length)
 
 
 @dataclass(slots=True)
@@ -109,12 +110,12 @@ def graph_lessons(graphs: Sequence[Graph]) -> list[Lesson]:
     from vglm.graph.annotations import HAS_PHENOTYPE
     from vglm.graph.ranking import DiseaseRanker
 
-    reading_share = 0.20 / max(1, len(graphs))
+    reading_share = 0.13 / max(1, len(graphs))
     lessons = [Lesson(f"reading {i}", reading_share, 512, _reading(graph)) for i, graph in enumerate(graphs)]
     for graph in graphs:
         if graph.relation_code(HAS_PHENOTYPE) >= 0:
             ranker = DiseaseRanker(graph)
-            lessons.append(Lesson("suggestion", 0.18, 384, lambda rng, r=ranker: suggestion_sample(r, rng)))  # type: ignore[misc]
+            lessons.append(Lesson("suggestion", 0.12, 384, lambda rng, r=ranker: suggestion_sample(r, rng)))  # type: ignore[misc]
             break
     return lessons
 
@@ -129,13 +130,14 @@ def data_lessons(data: Path) -> list[Lesson]:
     stances = data / "graphqa/explagraphs/train.tsv"
     if stances.exists():
         cases = [case for case in stance.read_stances(stances) if not stance.is_held_out(case)]
-        lessons.append(Lesson("stance", 0.42, 160, lambda rng: stance.stance_sample(rng.choice(cases), rng)))
+        # the hardest lesson: one bit for each case, so its batches are larger than those of others
+        lessons.append(Lesson("stance", 0.6, 144, lambda rng: stance.stance_sample(rng.choice(cases), rng), 2))
     for name in ("connectivity", "cycle"):
         path = data / "graphqa/nlgraph" / name / "train.json"
         if path.exists():
             shapes = [case for case in shape.read_nlgraph(path) if not shape.is_held_out(case)]
-            lessons.append(Lesson(name, 0.02, 512, _shape(shapes)))
-    lessons.append(Lesson("shape", 0.06, 512, shape.random_sample))
+            lessons.append(Lesson(name, 0.015, 512, _shape(shapes)))
+    lessons.append(Lesson("shape", 0.02, 512, shape.random_sample))
     return lessons
 
 

@@ -1,0 +1,151 @@
+"""`vglm train adapter` and `vglm distill`: a graph language model from a base model, graphs and questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from vglm.graph.graph import Graph
+    from vglm.train.program import Plan
+
+DISTILL_EPILOG = (
+    "Examples:\n\n"
+    "vglm distill my-teacher my-graph.json --out my-model\n\n"
+    "vglm distill teacher hpo --data DATA --out open-autoglm-v1 && vglm export ./open-autoglm-v1 --out int8"
+)
+ADAPTER_EPILOG = (
+    "Examples:\n\n"
+    "vglm train adapter my-graph.json --out my-model\n\n"
+    "vglm train adapter hpo --data DATA --out teacher --steps 900   (as open-autoglm-v1 was trained)"
+)
+Graphs = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[GRAPH]...", help="Graph files, folders of triples, names in the store, or hpo."),
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="The model's directory; the training resumes there.")]
+Data = Annotated[
+    Path | None, typer.Option(help="Folder with question sets and graphs, as docs/training.md lays it out.")
+]
+Base = Annotated[str, typer.Option(help="The base model: a Llama-like instruct model.")]
+Steps = Annotated[int, typer.Option(min=1, help="Optimiser steps; 3 to 6 seconds each on two cores.")]
+Rate = Annotated[float, typer.Option("--learning-rate", min=1e-7, max=1.0, help="Highest learning rate.")]
+Rank = Annotated[int, typer.Option(min=1, max=256, help="Rank of the adapter.")]
+Seed = Annotated[int, typer.Option(help="Of everything that is random.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Processors to use; default: all.")]
+Compiled = Annotated[
+    bool, typer.Option("--compile/--no-compile", help="Fuse operations: twice as fast, needs a C++ compiler.")
+]
+
+
+def adapter(
+    graphs: Graphs = None,
+    *,
+    out: Out,
+    data: Data = None,
+    base: Base = "smollm2-135m-instruct",
+    steps: Steps = 900,
+    learning_rate: Rate = 4e-4,
+    rank: Rank = 16,
+    seed: Seed = 0,
+    threads: Threads = None,
+    compiled: Compiled = True,
+) -> None:
+    """Train a language model to read graphs: a low-rank adapter for a base model, on the engine's own prompts and masks.
+
+    Lessons are made from the graphs themselves, so no questions need be written; where a graph has diseases with
+    phenotypes, explanations of suggestions are lessons too. Ctrl-C stops after a step; the same command resumes. The result
+    is a directory that `vglm generate`, `vglm serve` and LLM() open. Needs vglm\\[train].
+    """
+    from vglm.train.program import train_model
+
+    options = _options(steps, learning_rate, rank, compiled)
+    plan = _plan(graphs or [], out, data, base, seed, threads, options)
+    print(train_model(plan))
+
+
+def distill(
+    teacher: Annotated[Path, typer.Argument(help="A model's directory that `vglm train adapter` wrote.")],
+    graphs: Graphs = None,
+    *,
+    out: Out,
+    data: Data = None,
+    base: Base = "smollm2-135m-instruct",
+    steps: Steps = 400,
+    learning_rate: Rate = 2e-4,
+    rank: Rank = 16,
+    seed: Seed = 0,
+    threads: Threads = None,
+    compiled: Compiled = True,
+) -> None:
+    """Distil a model, second of three steps: train (a teacher), distil (a student), export (quantised weights).
+
+    The teacher reads a graph as one text and sees all of it; the student reads spans, each by itself, as they are cached, and
+    learns to predict what the teacher predicts. It begins as the teacher. Needs vglm\\[train].
+    """
+    from vglm.train.program import distill_model
+
+    options = _options(steps, learning_rate, rank, compiled)
+    plan = _plan(graphs or [], out, data, base, seed, threads, options)
+    print(distill_model(plan, teacher))
+
+
+def _options(steps: int, learning_rate: float, rank: int, compiled: bool) -> dict[str, float | int | bool]:
+    return {
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "rank": rank,
+        "alpha": 2.0 * rank,
+        "compiled": compiled,
+    }
+
+
+def _plan(
+    graphs: Sequence[str],
+    out: Path,
+    data: Path | None,
+    base: str,
+    seed: int,
+    threads: int | None,
+    options: dict[str, float | int | bool],
+) -> Plan:
+    from vglm.errors import ConfigError
+    from vglm.train.adapter import AdapterOptions
+    from vglm.train.program import Plan
+    from vglm.train.sources import training_graphs
+
+    if data is not None and not data.is_dir():
+        raise ConfigError(f"--data {data}: no such folder")
+    found = [named_graph(name) for name in graphs]
+    if data is not None:
+        found += training_graphs(data)
+    return Plan(
+        out,
+        found,
+        data,
+        base,
+        seed=seed,
+        threads=threads,
+        options=AdapterOptions(**options),  # type: ignore[arg-type]  # by name
+    )
+
+
+def named_graph(name: str) -> Graph:
+    """A graph that an argument names: `hpo`, a file, a folder of triples (its training part), or a graph in the store."""
+    from vglm.graph.graph import Graph
+    from vglm.graph.hpo import load_hpo
+    from vglm.graph.store import GraphStore
+    from vglm.model.pull import home, pull_hpo
+
+    path = Path(name)
+    if path.is_dir():
+        return Graph.load(path, split="train")
+    if path.exists():
+        return Graph.load(path)
+    if name == "hpo":
+        return load_hpo(pull_hpo(), home() / "graphs").graph
+    with GraphStore() as store:
+        return store.read(name).graph
