@@ -21,6 +21,7 @@ from vglm.errors import GraphError
 from vglm.evaluate.reasoning import opened
 from vglm.evaluate.report import OURS, Figure, summary
 from vglm.graph.annotations import HAS_PHENOTYPE
+from vglm.graph.evidence import Candidate
 from vglm.graph.hpo import HPO, load_hpo
 from vglm.model.pull import home, pull_hpo
 
@@ -31,12 +32,17 @@ if TYPE_CHECKING:
 TASK = "explanation"
 PATIENTS = Path("phenopackets/patients.jsonl.gz")
 _NAMES = re.compile(r"\[([^\[\]]*)\]")
+_MATCHES = re.compile(r"([^:,.\[\]]+?) matches \[([^\[\]]*)\]")
+_LEFT_OVER = re.compile(
+    r"(?:does not explain|does not link it to) ([^.\[]*)|([^.\[]*) (?:is|are) not explained"
+)
 _FRACTION = re.compile(r"\b\d+/\d+\b")
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """One explanation: whether all names and all edges belong to the candidate, whether every frequency does, whether it was
+    """One explanation: whether all names and all edges belong to the candidate, whether every frequency does, whether what it
+    says of the patient's findings is so (which phenotype matches which finding, and which are not explained), whether it was
     finished, and how many phenotypes it names.
     """
 
@@ -46,6 +52,7 @@ class Checked:
     names_belong: bool
     edges_belong: bool
     frequencies_right: bool
+    findings_right: bool
     finished: bool
     num_named: int
 
@@ -64,6 +71,7 @@ def run(
             ("names belong", [one.names_belong for one in found]),
             ("edges belong", [one.edges_belong for one in found]),
             ("frequencies right", [one.frequencies_right for one in found]),
+            ("findings right", [one.findings_right for one in found]),
             ("finished", [one.finished for one in found]),
             ("names a finding", [one.num_named > 0 for one in found]),
         ):
@@ -102,10 +110,10 @@ def check(llm: LLM, hpo: HPO, patient: str, findings: Sequence[str], excluded: S
     """Explains the best candidate of one patient, and looks every name, edge and frequency up in the graph."""
     suggested = llm.suggest(hpo.graph, findings, excluded, top=1, explain=1)
     (explained,) = suggested.explanations
-    return checked(hpo, patient, explained)
+    return checked(hpo, patient, suggested.candidates[0].candidate, explained)
 
 
-def checked(hpo: HPO, patient: str, explained: SuggestionExplained) -> Checked:
+def checked(hpo: HPO, patient: str, candidate: Candidate, explained: SuggestionExplained) -> Checked:
     """What holds of an explanation."""
     graph = hpo.graph
     edges = graph.edges_of(explained.id, relation=HAS_PHENOTYPE)
@@ -122,9 +130,22 @@ def checked(hpo: HPO, patient: str, explained: SuggestionExplained) -> Checked:
         all(name in own for name in named),
         known <= there,
         all(any(part in label for label in stated) for part in _FRACTION.findall(explained.text)),
+        _findings_right(candidate, explained.text),
         explained.finish_reason == "stop",
         len({name for name in named if name != graph.name_of(explained.id)}),
     )
+
+
+def _findings_right(candidate: Candidate, text: str) -> bool:
+    """Whether a finding that "matches" a phenotype does, and none that is explained is said not to be."""
+    pairs = {(item.finding_name.lower(), item.matched_name) for item in candidate.evidence if item.explained}
+    explained = {finding for finding, _ in pairs}
+    for finding, phenotype in _MATCHES.findall(text):
+        said = finding.strip().lower()
+        if not any(said.endswith(name) and matched == phenotype for name, matched in pairs):
+            return False
+    left_over = " ".join(part.lower() for found in _LEFT_OVER.findall(text) for part in found)
+    return not any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", left_over) for name in explained)
 
 
 def edges_of_ids(explained: SuggestionExplained) -> list[tuple[str, str, str]]:
