@@ -34,11 +34,11 @@ def path_of_four(tmp_path):
     """a - b - c - d in the training part; b and d, a and c are asked about."""
     train = [("a", "r", "b"), ("b", "r", "c"), ("c", "s", "d")]
     write(tmp_path, "umls", train, test=[("b", "r", "d"), ("a", "s", "c")])
-    return zero_shot.Benchmark(tmp_path, "umls")
+    return zero_shot.DataSet.load(tmp_path, "umls")
 
 
 def test_questions_are_asked_both_ways(path_of_four):
-    assert path_of_four.questions.tolist() == [[1, 0, 3], [0, 1, 2], [3, 2, 1], [2, 3, 0]]
+    assert path_of_four.benchmark.questions.tolist() == [[1, 0, 3], [0, 1, 2], [3, 2, 1], [2, 3, 0]]
     assert path_of_four.graph.triples.tolist() == [[0, 0, 1], [1, 0, 2], [2, 1, 3]]
 
 
@@ -105,5 +105,5 @@ def test_run_has_every_system_on_every_transfer(tmp_path):
 
 def test_a_damaged_line_is_named(tmp_path):
     write(tmp_path, "umls", [("a", "r", "b"), ("a", "b")])
-    with pytest.raises(GraphError, match=r"train.txt, line 2: expected head, relation, tail"):
-        zero_shot.Benchmark(tmp_path, "umls")
+    with pytest.raises(GraphError, match=r"train.txt, line 2: expected head, relation"):
+        zero_shot.DataSet.load(tmp_path, "umls")

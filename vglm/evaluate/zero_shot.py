@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,10 @@ import numpy.typing as npt
 from vglm._native import Propagation
 from vglm.encoder.relational import RelationalEncoder
 from vglm.encoder.relational_structure import RelationalStructure
-from vglm.errors import GraphError
+from vglm.evaluate.completion import SETTINGS, Benchmark, Setting, load
 from vglm.evaluate.report import OURS, Figure, summary
-from vglm.train.links_data import KnownAnswers, Scorer, both_directions, filtered_ranks
+from vglm.train.links import LinkOptions
+from vglm.train.links_data import Scorer, filtered_ranks
 from vglm.train.relational import RelationalSettings, train_relational
 from vglm.train.relational_graphs import TrainingGraph
 
@@ -28,10 +30,6 @@ Reciprocal = npt.NDArray[np.float64]
 
 TASK = "completion, zero-shot"
 SUPERVISED = "completion, relational encoder trained on the graph itself"
-FILES = {name: f"{name}/{{}}.txt" for name in ("umls", "kinships", "nations")} | {
-    "wn18rr": "wn18rr-text/{}.tsv"
-}
-PARTS = ("train", "valid", "test")
 _KATZ = np.float32(0.05)  # what an edge more takes away
 # What is asked about, and what the encoder is trained on.
 TRANSFERS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -45,44 +43,31 @@ TRANSFERS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 
-class Benchmark:
-    """A data set as numbers: `train` as a graph, and `questions` (given, directed relation, wanted) of a held-out part."""
+@dataclass(frozen=True)
+class DataSet:
+    """The training part as a graph, and questions (given, directed relation, wanted) of a held-out part."""
 
-    def __init__(self, data: Path, name: str, part: str = "test") -> None:
-        triples = {each: _triples(data / "kg" / FILES[name].format(_stem(name, each))) for each in PARTS}
-        entities = sorted({end for rows in triples.values() for row in rows for end in (row[0], row[2])})
-        relations = sorted({row[1] for rows in triples.values() for row in rows})
-        entity = {end: number for number, end in enumerate(entities)}
-        relation = {each: number for number, each in enumerate(relations)}
-        numbers = {
-            each: np.array([(entity[h], relation[r], entity[t]) for h, r, t in rows], np.int64).reshape(-1, 3)
-            for each, rows in triples.items()
-        }
-        self.name = name
-        self.graph = TrainingGraph(len(entities), len(relations), np.unique(numbers["train"], axis=0))
-        self.questions = both_directions(numbers[part], len(relations))
-        everything = np.concatenate(list(numbers.values()))
-        self.known = KnownAnswers(both_directions(everything, len(relations)), len(relations))
+    graph: TrainingGraph
+    benchmark: Benchmark
+
+    @classmethod
+    def load(cls, data: Path, name: str, part: str = "test") -> DataSet:
+        """`part` is "test" or "valid". Raises GraphError when a file is missing or damaged."""
+        train, valid, test = SETTINGS[name].parts if name in SETTINGS else Setting.parts
+        parts = (train, valid, test) if part == "test" else (train, test, valid)
+        folder = SETTINGS[name].folder if name in SETTINGS else name
+        benchmark = load(data / "kg" / folder, Setting(folder, LinkOptions(), 1, parts))
+        found = benchmark.data
+        triples = np.unique(found.train, axis=0)
+        return cls(TrainingGraph(found.num_entities, found.num_relations, triples), benchmark)
 
     def reciprocal_ranks(self, scorer: Scorer, limit: int | None = None, seed: int = 0) -> Reciprocal:
         """float64[n], of all questions or of `limit` random ones."""
-        questions = self.questions
+        questions = self.benchmark.questions
         if limit is not None and limit < len(questions):
             chosen = np.random.default_rng(seed).permutation(len(questions))[:limit]
             questions = questions[np.sort(chosen)]
-        return 1 / filtered_ranks(scorer, questions, self.known, batch=64)
-
-
-def _stem(name: str, part: str) -> str:
-    return "dev" if name == "wn18rr" and part == "valid" else part
-
-
-def _triples(path: Path) -> list[list[str]]:
-    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line]
-    for number, row in enumerate(rows, 1):
-        if len(row) != 3:
-            raise GraphError(f"{path}, line {number}: expected head, relation, tail between tabs")
-    return rows
+        return 1 / filtered_ranks(scorer, questions, self.benchmark.known, batch=64)
 
 
 def encoder_scorer(encoder: RelationalEncoder, structure: RelationalStructure) -> Scorer:
@@ -170,15 +155,15 @@ def run(
     trained on themselves, for comparison.
     """
     names = {name for target, sources in transfers for name in (target, *sources)} | set(supervised)
-    benchmarks = {name: Benchmark(data, name, part) for name in sorted(names)}
+    sets = {name: DataSet.load(data, name, part) for name in sorted(names)}
     with tempfile.TemporaryDirectory() as temporary:
         place = folder or Path(temporary)
-        trained = Encoders(benchmarks, settings or RelationalSettings(), seeds, place)
+        trained = Encoders(sets, settings or RelationalSettings(), seeds, place)
         figures = []
         baselines = {
             target: {
-                name: benchmarks[target].reciprocal_ranks(scorer, limit)
-                for name, scorer in heuristics(benchmarks[target].graph.structure).items()
+                name: sets[target].reciprocal_ranks(scorer, limit)
+                for name, scorer in heuristics(sets[target].graph.structure).items()
             }
             for target in dict.fromkeys(target for target, _ in transfers)
         }
@@ -196,24 +181,24 @@ class Encoders:
     """Encoders trained when they are asked for, each source and seed once."""
 
     def __init__(
-        self, benchmarks: Mapping[str, Benchmark], settings: RelationalSettings, seeds: int, folder: Path
+        self, sets: Mapping[str, DataSet], settings: RelationalSettings, seeds: int, folder: Path
     ) -> None:
-        self.benchmarks = benchmarks
+        self.sets = sets
         self.settings = settings
         self.seeds = seeds
         self.folder = folder
 
     def reciprocal_ranks(self, sources: Sequence[str], target: str, limit: int | None) -> list[Reciprocal]:
         """Of encoders of each seed trained on `sources`, asked about `target`: float64[n] per seed."""
-        benchmark = self.benchmarks[target]
+        asked = self.sets[target]
         found = []
         for seed in range(self.seeds):
-            scorer = encoder_scorer(self.encoder(sources, seed), benchmark.graph.structure)
-            found.append(benchmark.reciprocal_ranks(scorer, limit))
+            scorer = encoder_scorer(self.encoder(sources, seed), asked.graph.structure)
+            found.append(asked.reciprocal_ranks(scorer, limit))
         return found
 
     def encoder(self, sources: Sequence[str], seed: int) -> RelationalEncoder:
         """Trained now, or taken from the folder; a training that was stopped goes on."""
-        graphs = [self.benchmarks[name].graph for name in sources]
+        graphs = [self.sets[name].graph for name in sources]
         place = self.folder / f"{'-'.join(sources)}-{seed}"
         return train_relational(graphs, self.settings, seed, place).encoder()

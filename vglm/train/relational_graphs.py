@@ -18,7 +18,7 @@ from vglm.graph.graph import Graph
 Longs = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
-CONTRACT = 0.4
+_CONTRACT = 0.5
 _SPREADING = 12  # rounds in which communities grow before the rest is given out at random
 _MOST_RELATIONS = 64  # after splitting: interactions are computed anew for each variation
 
@@ -90,7 +90,7 @@ def varied(
     """A random variation of a graph: a part of `sizes` nodes, and its edges and relations changed."""
     low, high = sizes
     size = int(np.exp(rng.uniform(np.log(low), np.log(high))))
-    if graph.num_nodes > 2 * size and rng.random() < CONTRACT:
+    if graph.num_nodes > 2 * size and rng.random() < _CONTRACT:
         part = int(size * np.exp(rng.uniform(np.log(2.0), np.log(40.0))))
         if part < graph.num_nodes:
             graph = part_of(graph, rng, part)
