@@ -10,7 +10,8 @@ from pathlib import Path
 from types import NoneType
 
 from vglm.engine.block_pool import BlockPool
-from vglm.engine.core import EngineConfig, EngineCore
+from vglm.engine.config import EngineConfig
+from vglm.engine.core import EngineCore
 from vglm.errors import ConfigError, ModelError
 from vglm.model.bundle import is_exported, read_card
 from vglm.model.packed_file import PackedModel

@@ -17,7 +17,8 @@ from tiny_model import HIDDEN, VOCAB, TinyModel, TinyStorage
 from vglm.bench.arrivals import gamma_arrivals
 from vglm.bench.traces import fitted_lengths
 from vglm.engine.block_pool import BlockPool
-from vglm.engine.core import EngineConfig, EngineCore
+from vglm.engine.config import EngineConfig
+from vglm.engine.core import EngineCore
 from vglm.engine.step import StepBatch, StepResult
 
 BLOCK = 16

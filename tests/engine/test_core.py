@@ -15,7 +15,8 @@ from tiny_model import HIDDEN, VOCAB, TinyModel, TinyStorage
 
 from vglm.decode.sampling_params import SamplingParams
 from vglm.engine.block_pool import BlockPool
-from vglm.engine.core import EngineConfig, EngineCore
+from vglm.engine.config import EngineConfig
+from vglm.engine.core import EngineCore
 from vglm.engine.request import PromptEmbeds, Request, RequestKind
 from vglm.engine.step import StepBatch, StepResult
 from vglm.errors import ConfigError, RequestError

@@ -17,7 +17,8 @@ import numpy as np
 from vglm.bench.traces import Lengths
 from vglm.bench.workload import fixed_length, random_prompts
 from vglm.engine.block_pool import BlockPool, IntArray
-from vglm.engine.core import EngineConfig, EngineCore
+from vglm.engine.config import EngineConfig
+from vglm.engine.core import EngineCore
 from vglm.engine.executor import NativeExecutor
 from vglm.engine.step import StepBatch, StepResult
 from vglm.llm import LLM

@@ -15,8 +15,8 @@ from vglm.engine.span_cache import SpanCache
 from vglm.errors import RequestError, VGLMError
 
 if TYPE_CHECKING:
+    from vglm.engine.config import EngineConfig
     from vglm.engine.constraint import ConstraintFactory
-    from vglm.engine.core import EngineConfig
 
 MAX_SPANS = 65_536  # of one request's context
 FIRST_CAPACITY = 256  # output tokens that a sequence has room for before its array grows

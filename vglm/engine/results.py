@@ -234,3 +234,19 @@ def _complete(engine: EngineCore, sequence: Sequence) -> None:
         engine.cache.acquire(sequence.last_span)
         request.span = sequence.last_span
     engine.end_sequence(sequence, "stop")
+
+
+def check_result(batch: StepBatch, result: StepResult) -> None:
+    """What the executor gave must answer what the step asked: later there is no way back."""
+    rows = batch.sample_rows
+    wanted = len(rows)
+    if len(result.token_ids) != wanted or len(result.logprobs) != wanted:
+        raise ValueError(f"the executor answered {len(result.token_ids)} of {wanted} output rows")
+    num_top = max(rows.num_logprobs.tolist(), default=0)
+    for values in (result.top_ids, result.top_logprobs) if num_top > 0 else ():
+        if values is None or values.shape[0] != wanted or values.shape[1] < num_top:
+            raise ValueError(f"the executor gave fewer than {num_top} best tokens")
+    if rows.score_ids is not None and (result.scores is None or len(result.scores) != len(rows.score_ids)):
+        raise ValueError("the executor gave no scores, or too few")
+    if (rows.kind == RowKind.HIDDEN).any() and (result.hidden is None or len(result.hidden) != wanted):
+        raise ValueError("the executor gave no hidden states")
