@@ -299,6 +299,30 @@ def graph(
 
 
 @bench.command(
+    epilog="Examples:\n\nvglm bench suggestion\n\nvglm bench suggestion --patients 100 --findings 12 --json suggestion.json"
+    + _QUIET
+)
+def suggestion(
+    model: opt.BenchModel = "open-autoglm-v1",
+    patients: Annotated[int, typer.Option(min=1, help="Simulated patients.")] = 40,
+    findings: Annotated[int, typer.Option(min=1, max=50, help="Findings of each.")] = 8,
+    top: Annotated[int, typer.Option(min=1, help="Candidates with evidence.")] = 3,
+    words: Annotated[int, typer.Option(min=1, help="Most tokens of the explanation.")] = 64,
+    dtype: opt.Dtype = "auto",
+    kv_cache_dtype: opt.KVDtype = "auto",
+    threads: opt.Threads = None,
+    json_: opt.Json = None,
+) -> None:
+    """A medical suggestion end to end: time to the ranking of all diseases, and to the first explained word."""
+    from vglm.bench.report import check_writable
+    from vglm.bench.suggestion import Suggestions, run
+
+    check_writable(json_)
+    work = Suggestions(patients=patients, findings=findings, top=top, words=words)
+    run(model, work, opt.given(dtype=dtype, kv_cache_dtype=kv_cache_dtype, threads=threads)).publish(json_)
+
+
+@bench.command(
     epilog="Examples:\n\nvglm bench constrained\n\n"
     "vglm bench constrained --nodes 200000 --edges 1000000 --size 10 --size 1000000 --json constrained.json"
     + _QUIET
