@@ -83,12 +83,14 @@ class RelationalStructure:
         return np.where(relation < count, relation + count, relation - count).astype(np.int32)
 
     def without(self, dropped: npt.NDArray[np.bool_]) -> RelationalStructure:
-        """The structure without the edges flagged in `dropped` bool[2 E]."""
+        """The structure without the edges flagged in `dropped` bool[2 E]; for a few edges: the interactions stay."""
         kept = ~dropped
         before = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept)])
-        return RelationalStructure(
+        rest = RelationalStructure(
             self.num_nodes, self.num_relations, before[self.start], self.source[kept], self.relation[kept]
         )
+        rest.__dict__["interactions"] = self.interactions  # where cached_property keeps it
+        return rest
 
     @cached_property
     def propagation(self) -> Propagation:

@@ -28,15 +28,15 @@ _LEAST_TRIPLES = 20  # of a variation
 
 @dataclass(frozen=True)
 class RelationalSettings:
-    """What a training is made of; the defaults take about five minutes on one core."""
+    """What a training is made of; the defaults take about a minute of one core."""
 
     width: int = 32
     relation_layers: int = 3
     entity_layers: int = 5
-    steps: int = 1000
+    steps: int = 600
     rate: float = 3e-3
     queries: int = 16  # per step, fewer on large graphs
-    work: int = 16_000  # queries times nodes of a step, at most
+    work: int = 8_000  # queries times nodes of a step, at most
     vary: float = 0.8  # how often a variation stands for the graph
     smallest: int = 100  # nodes of a part of a graph
     largest: int = 2000

@@ -18,7 +18,7 @@ from vglm.graph.graph import Graph
 Longs = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
-_CONTRACT = 0.5
+_CONTRACT = 0.4  # how often a variation has communities for nodes, where the graph is large enough
 _SPREADING = 12  # rounds in which communities grow before the rest is given out at random
 _MOST_RELATIONS = 64  # after splitting: interactions are computed anew for each variation
 
@@ -58,7 +58,6 @@ class TrainingGraph:
         inverse = structure.inverse(relation.astype(np.int32))
         dropped = np.concatenate([self._keys(answer, head, relation), self._keys(head, answer, inverse)])
         remaining = structure.without(np.isin(self._edge_keys, dropped))
-        remaining.__dict__["interactions"] = structure.interactions  # a few edges less change next to nothing
         others = np.zeros((size, self.num_nodes), bool)
         for row, h in enumerate(head.tolist()):
             # The answers of (h, r, ?) are where edges of r's inverse come from that lead to h.
@@ -97,9 +96,11 @@ def varied(
         graph = contracted(graph, rng, size)
     elif size < graph.num_nodes:
         graph = part_of(graph, rng, size)
+    if not len(graph.triples):
+        return graph
     if rng.random() < 0.5:
         kept = max(30, int(len(graph.triples) * np.exp(rng.uniform(np.log(0.05), 0.0))))
-        graph = _renumbered(graph.num_nodes, rng.permutation(graph.triples)[:kept])
+        graph = _renumbered(rng.permutation(graph.triples)[:kept])
     if rng.random() < 0.4:
         graph = merged(graph, rng)
     if rng.random() < 0.5:
@@ -126,7 +127,7 @@ def part_of(graph: TrainingGraph, rng: np.random.Generator, size: int) -> Traini
     numbers[found] = np.arange(len(found))
     ends = numbers[graph.triples[:, [0, 2]]]
     kept = (ends >= 0).all(axis=1)
-    return _renumbered(len(found), np.stack([ends[kept, 0], graph.triples[kept, 1], ends[kept, 1]], axis=1))
+    return _renumbered(np.stack([ends[kept, 0], graph.triples[kept, 1], ends[kept, 1]], axis=1))
 
 
 def contracted(graph: TrainingGraph, rng: np.random.Generator, size: int) -> TrainingGraph:
@@ -134,7 +135,7 @@ def contracted(graph: TrainingGraph, rng: np.random.Generator, size: int) -> Tra
     community = _communities(graph, rng, size)
     source, relation, target = graph.triples.T
     triples = np.stack([community[source], relation, community[target]], axis=1)
-    return _renumbered(size, triples[triples[:, 0] != triples[:, 2]])
+    return _renumbered(triples[triples[:, 0] != triples[:, 2]])
 
 
 def merged(graph: TrainingGraph, rng: np.random.Generator) -> TrainingGraph:
@@ -145,7 +146,7 @@ def merged(graph: TrainingGraph, rng: np.random.Generator) -> TrainingGraph:
     source, relation, target = graph.triples.T
     turned = backwards[relation]
     triples = [np.where(turned, target, source), group[relation], np.where(turned, source, target)]
-    return _renumbered(graph.num_nodes, np.stack(triples, axis=1))
+    return _renumbered(np.stack(triples, axis=1))
 
 
 def split(graph: TrainingGraph, rng: np.random.Generator) -> TrainingGraph:
@@ -158,14 +159,14 @@ def split(graph: TrainingGraph, rng: np.random.Generator) -> TrainingGraph:
     distinct, code = np.unique(code, return_inverse=True)
     if len(distinct) > _MOST_RELATIONS:
         code = rng.integers(_MOST_RELATIONS, size=len(distinct))[code]
-    return _renumbered(graph.num_nodes, np.stack([source, code, target], axis=1))
+    return _renumbered(np.stack([source, code, target], axis=1))
 
 
 def symmetric(graph: TrainingGraph, rng: np.random.Generator) -> TrainingGraph:
     """Some relations' edges, or most of them, turned both ways."""
     chosen = rng.random(graph.num_relations) < rng.uniform(0.0, 0.6)
     also = chosen[graph.triples[:, 1]] & (rng.random(len(graph.triples)) < rng.uniform(0.5, 1.0))
-    return _renumbered(graph.num_nodes, np.concatenate([graph.triples, graph.triples[also][:, ::-1]]))
+    return _renumbered(np.concatenate([graph.triples, graph.triples[also][:, ::-1]]))
 
 
 def _communities(graph: TrainingGraph, rng: np.random.Generator, count: int) -> Longs:
@@ -185,8 +186,10 @@ def _communities(graph: TrainingGraph, rng: np.random.Generator, count: int) -> 
     return community
 
 
-def _renumbered(num_nodes: int, triples: Longs) -> TrainingGraph:
-    """With relations that have edges only, each triple once."""
+def _renumbered(triples: Longs) -> TrainingGraph:
+    """The graph of these triples, each once, with the nodes and relations that occur in them."""
+    nodes, ends = np.unique(triples[:, [0, 2]], return_inverse=True)
     relations, numbers = np.unique(triples[:, 1], return_inverse=True)
-    triples = np.unique(np.stack([triples[:, 0], numbers, triples[:, 2]], axis=1), axis=0)
-    return TrainingGraph(num_nodes, len(relations), triples)
+    ends = ends.reshape(-1, 2)
+    triples = np.unique(np.stack([ends[:, 0], numbers, ends[:, 1]], axis=1), axis=0)
+    return TrainingGraph(len(nodes), len(relations), triples)
