@@ -47,6 +47,26 @@ def test_graphs_and_their_classes(tmp_path: Path) -> None:
         Graph.load(tmp_path)
 
 
+def test_attributes_of_nodes(tmp_path: Path) -> None:
+    lines = ["1, 2.5", "0.5, -1e3", "3, 4", "5, 6", "7, 8"]
+    graphs, _ = Graph.load_set(write(tmp_path, node_attributes="\n".join(lines) + "\n"))
+    assert [dict(node.attributes) for node in graphs[0].nodes()][:2] == [
+        {"attribute 1": 1.0, "attribute 2": 2.5},
+        {"attribute 1": 0.5, "attribute 2": -1000.0},
+    ]
+    assert graphs[1].node("2").attributes == {"attribute 1": 7.0, "attribute 2": 8.0}
+    for place, bad, message in (
+        (2, "3", "line 3: expected 2 finite numbers"),
+        (0, "nan, 1", "line 1: expected finite numbers"),
+        (4, "x, 1", "line 5: expected 2 finite numbers, found 'x, 1'"),
+    ):
+        wrong = "\n".join([*lines[:place], bad, *lines[place + 1 :]]) + "\n"
+        with pytest.raises(GraphError, match=message):
+            Graph.load_set(write(tmp_path, node_attributes=wrong))
+    with pytest.raises(GraphError, match=r"node_attributes\.txt: expected 5 lines, found 4"):
+        Graph.load_set(write(tmp_path, node_attributes="\n".join(lines[:4]) + "\n"))
+
+
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 99)), min_size=1, max_size=5))
 def test_random_graphs_are_read_as_they_were(tmp_path: Path, sizes: list[tuple[int, int]]) -> None:

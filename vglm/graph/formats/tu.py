@@ -1,11 +1,13 @@
 """Sets of graphs for classification in the TU format (https://chrsmrrs.github.io/datasets/docs/format/).
 
 A folder DS with DS_A.txt (an edge "i, j" a line, nodes numbered from 1 through all graphs), DS_graph_indicator.txt (the
-graph of each node), DS_graph_labels.txt, and where there are any DS_node_labels.txt and DS_edge_labels.txt.
+graph of each node), DS_graph_labels.txt, and where there are any DS_node_labels.txt, DS_edge_labels.txt and
+DS_node_attributes.txt (numbers, the same count a line), which become the attributes "attribute 1", "attribute 2", ...
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -44,6 +46,7 @@ def read_set(
     _check(edge_path, graph_of[ends[:, 0]] == graph_of[ends[:, 1]], "an edge between two graphs")
     kinds = _labels(folder / f"{prefix}node_labels.txt", limits, len(graph_of), node_labels)
     relations = _labels(folder / f"{prefix}edge_labels.txt", limits, len(ends), edge_labels)
+    attributes = _attributes(folder / f"{prefix}node_attributes.txt", limits, len(graph_of))
     nodes_of, edges_of = _grouped(graph_of, count), _grouped(graph_of[ends[:, 0]], count)
     graphs = [
         _graph(
@@ -51,6 +54,7 @@ def read_set(
             ends[edges],
             kinds,
             [relations[edge] for edge in edges.tolist()] if relations else None,
+            attributes,
             limits,
         )
         for nodes, edges in zip(nodes_of, edges_of, strict=True)
@@ -59,13 +63,20 @@ def read_set(
 
 
 def _graph(
-    nodes: Longs, ends: Longs, kinds: list[str] | None, relations: list[str] | None, limits: Limits
+    nodes: Longs,
+    ends: Longs,
+    kinds: list[str] | None,
+    relations: list[str] | None,
+    attributes: list[dict[str, float]] | None,
+    limits: Limits,
 ) -> Graph:
     """One graph, its nodes numbered from 1; what leads both ways is one edge, from the lesser number."""
     builder = GraphBuilder(limits)
     numbers = {node: str(number) for number, node in enumerate(nodes.tolist(), 1)}
     for node, number in numbers.items():
-        builder.add_node(number, type=kinds[node] if kinds else "")
+        builder.add_node(
+            number, type=kinds[node] if kinds else "", attributes=attributes[node] if attributes else None
+        )
     labels = relations or [DEFAULT_RELATION] * len(ends)
     edges = dict.fromkeys(zip(map(tuple, ends.tolist()), labels, strict=True))
     for (source, target), label in edges:
@@ -87,6 +98,26 @@ def _labels(path: Path, limits: Limits, count: int, names: Mapping[str, str]) ->
     if len(labels) != count:
         raise GraphError(f"{path}: expected {count:,} lines, found {len(labels):,}")
     return [names.get(label, label) for label in labels]
+
+
+def _attributes(path: Path, limits: Limits, count: int) -> list[dict[str, float]] | None:
+    """The numbers of each node, by name. Raises GraphError naming the line."""
+    if not path.is_file():
+        return None
+    lines = _texts(path, limits)
+    if len(lines) != count:
+        raise GraphError(f"{path}: expected {count:,} lines, found {len(lines):,}")
+    rows: list[dict[str, float]] = []
+    for number, text in enumerate(lines, 1):
+        try:
+            values = [float(word) for word in text.split(",")]
+        except ValueError:
+            values = []
+        if not values or not all(map(math.isfinite, values)) or (rows and len(values) != len(rows[0])):
+            wanted = f"{len(rows[0])} finite numbers" if rows else "finite numbers"
+            raise GraphError(f"{path}, line {number}: expected {wanted}, found {shown(text)}")
+        rows.append({f"attribute {place}": value for place, value in enumerate(values, 1)})
+    return rows
 
 
 def _texts(path: Path, limits: Limits) -> list[str]:
