@@ -27,7 +27,7 @@ def random_hpo(seed: int, terms: int = 80, diseases: int = 40) -> Graph:
             builder.add_node(mode, mode, "term")
     for number in range(diseases):
         disease = f"OMIM:{number}"
-        builder.add_node(disease, f"disease {number}", "disease")
+        builder.add_node(disease, f"{number} disease", "disease")
         count = int(random.integers(1, min(13, terms)))
         for found in random.choice(terms, count, replace=False):
             papers = random.choice(4, int(random.integers(1, 3)), replace=False)

@@ -56,7 +56,7 @@ class Evidence:
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A ranked disease: `evidence` for it by weight, `against` it the excluded findings that it nearly
-    always has."""
+    always has. `probability` is the chance that it is the patient's, where the ranking is calibrated."""
 
     place: int
     id: str
@@ -64,6 +64,7 @@ class Candidate:
     score: float
     evidence: tuple[Evidence, ...]
     against: tuple[Evidence, ...]
+    probability: float | None = None
 
 
 def explain(

@@ -76,10 +76,10 @@ class DiseaseRanker:
         self, scores: Floats, findings: Sequence[str], excluded: Sequence[str], top: int
     ) -> list[Candidate]:
         """The `top` best diseases by `scores` float64[D], with the evidence for each; errors as in `rank`."""
-        present, absent = self._checked(findings, excluded)
+        present, absent = self.checked(findings, excluded)
         best = np.argsort(-scores, kind="stable")[: max(0, top)]
         return [
-            self._candidate(place, int(row), float(scores[row]), present, absent)
+            self.candidate(place, int(row), float(scores[row]), present, absent)
             for place, row in enumerate(best, 1)
         ]
 
@@ -88,7 +88,7 @@ class DiseaseRanker:
     ) -> Floats:
         """The score of every disease, float64[D] in nats, in the order of `index.diseases`; errors as
         in `rank`."""
-        present, absent = self._checked(findings, excluded)
+        present, absent = self.checked(findings, excluded)
         index = self.index
         scores = np.zeros(len(index.diseases))
         if method == "resnik":
@@ -131,7 +131,7 @@ class DiseaseRanker:
         This is the plain form of `scores`, which the fast one is tested against; an evaluation uses it to
         leave out what is known from the patient's own paper.
         """
-        present, absent = self._checked(findings, excluded)
+        present, absent = self.checked(findings, excluded)
         index = self.index
         profile = Profile(index, annotations)
         score = 0.0
@@ -160,8 +160,9 @@ class DiseaseRanker:
             edges = edges[[not (r and r <= dropped) for r in references]]
         return pool(self.graph, edges)
 
-    def _checked(self, findings: Sequence[str], excluded: Sequence[str]) -> tuple[list[int], list[int]]:
-        """Node indices without duplicates, ascending: the order of a patient's findings never matters."""
+    def checked(self, findings: Sequence[str], excluded: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Node indices without duplicates, ascending: the order of a patient's findings never matters. Errors as
+        in `rank`."""
         if len(findings) + len(excluded) > MAX_FINDINGS:
             raise GraphError(
                 f"findings: {len(findings) + len(excluded):,} in all, the limit is {MAX_FINDINGS:,}"
@@ -174,9 +175,10 @@ class DiseaseRanker:
             raise GraphError(f"findings: {self.graph.id_of(min(both))} is both observed and excluded")
         return present, absent
 
-    def _candidate(
+    def candidate(
         self, place: int, row: int, score: float, present: list[int], absent: list[int]
     ) -> Candidate:
+        """The disease in a row of the index with its evidence for findings that `checked` gave."""
         node = self.graph.node_at(int(self.index.diseases[row]))
         profile = Profile(self.index, self.index.annotations(row))
         evidence: list[Evidence] = []

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.encoder.disease_graphs import random_hpo, term
+from vglm.encoder import disease_ranker
+from vglm.encoder.disease_candidates import candidates_of, screen
+from vglm.encoder.disease_index import disease_index
+from vglm.encoder.disease_pooling import ABSENT, BASIS, EXTREMES, POOLED, pooled
+from vglm.encoder.disease_ranker import PRIOR, DiseaseModel, Weights
+from vglm.errors import GraphError, ModelError
+from vglm.graph.graph import Graph
+from vglm.graph.ranking import DiseaseRanker
+
+FINDINGS, EXCLUDED = [term(n) for n in (5, 17, 40, 63)], [term(8), term(30)]
+
+
+def weights(seed: int = 0) -> Weights:
+    random = np.random.default_rng(seed)
+    size = len(POOLED)
+    values = {
+        "mean": random.standard_normal(size),
+        "scale": random.uniform(0.5, 2, size),
+        "match": random.standard_normal(size),
+        "screening": [0.3],
+        "prior": random.standard_normal(len(PRIOR)),
+        "calibration": [1.5, 0.8],
+    }
+    return Weights(**{name: np.array(value, np.float32) for name, value in values.items()})
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    return random_hpo(3)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> DiseaseModel:
+    weights().save(tmp_path / "ranker.safetensors")
+    return DiseaseModel.load(tmp_path / "ranker.safetensors")
+
+
+def test_all_diseases_are_ranked_with_evidence(model: DiseaseModel, graph: Graph) -> None:
+    found = model.rank(graph, FINDINGS, EXCLUDED, top=1000)
+    assert sorted(c.id for c in found) == sorted(i for i in graph.columns.ids if i.startswith("OMIM:"))
+    assert [c.place for c in found] == list(range(1, len(found) + 1))
+    assert all(a.score >= b.score for a, b in pairwise(found))
+    assert sum(c.probability or 0 for c in found) == pytest.approx(0.8, rel=1e-4)
+    by_likelihood = {c.id: c for c in DiseaseRanker(graph).rank(FINDINGS, EXCLUDED, 1000)}
+    assert all(c.evidence == by_likelihood[c.id].evidence for c in found)
+    assert found[:3] == model.rank(graph, FINDINGS, EXCLUDED, top=3)
+
+
+def test_the_order_of_findings_does_not_matter(model: DiseaseModel, graph: Graph) -> None:
+    assert model.rank(graph, FINDINGS, EXCLUDED) == model.rank(graph, FINDINGS[::-1] * 2, EXCLUDED[::-1])
+
+
+def test_scores_are_the_plain_weighted_sum(model: DiseaseModel, graph: Graph) -> None:
+    index = disease_index(graph)
+    present = np.array(sorted(graph.index_of(f) for f in FINDINGS), np.int32)
+    absent = np.array(sorted(graph.index_of(f) for f in EXCLUDED), np.int32)
+    screening = screen(index, present, absent)
+    rows = np.arange(len(index.ranking.diseases))
+    features = pooled(index, screening, candidates_of(index, screening, rows), present, absent)
+    w, names = model.weights, [graph.id_of(int(d)) for d in index.ranking.diseases]
+    for candidate in model.rank(graph, FINDINGS, EXCLUDED, top=5):
+        row = names.index(candidate.id)
+        expected = sum(
+            float(np.clip((x - m) / s, -5, 5) * weight)
+            for x, m, s, weight in zip(features[row], w.mean, w.scale, w.match, strict=True)
+        )
+        expected += 0.3 * float(screening.scores[row] + 0.3 * screening.around[row])
+        expected += float(w.prior[0]) * (index.properties.values[row, 7] > 0)
+        assert candidate.score == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+def test_diseases_beyond_the_candidates_follow_in_the_order_of_the_screening(
+    model: DiseaseModel, graph: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disease_ranker, "CANDIDATES", 7)
+    found = model.rank(graph, FINDINGS, top=1000)
+    index = disease_index(graph)
+    screening = screen(
+        index, np.array(sorted(graph.index_of(f) for f in FINDINGS), np.int32), np.zeros(0, np.int32)
+    )
+    order = np.argsort(-(screening.scores + 0.3 * screening.around), kind="stable")
+    expected = [graph.id_of(int(index.ranking.diseases[row])) for row in order]
+    assert {c.id for c in found[:7]} == set(expected[:7])
+    assert [c.id for c in found[7:]] == expected[7:]
+    assert all(c.probability == 0 for c in found[7:])
+
+
+def test_the_prior_can_be_left_out(model: DiseaseModel, graph: Graph) -> None:
+    without = DiseaseModel(replace(model.weights, prior=np.zeros(len(PRIOR), np.float32)))
+    assert without.rank(graph, FINDINGS) == model.rank(graph, FINDINGS, prior=False)
+
+
+def test_an_edited_graph_is_ranked_anew(model: DiseaseModel, graph: Graph) -> None:
+    data = graph.to_dict()
+    data["nodes"].append({"id": "OMIM:new", "name": "a new disease", "type": "disease"})
+    data["edges"] += [{"source": "OMIM:new", "relation": "has phenotype", "target": f} for f in FINDINGS]
+    found = model.rank(Graph.from_dict(data), FINDINGS, top=1000)
+    assert "OMIM:new" in [c.id for c in found]
+    assert [e.exact for c in found if c.id == "OMIM:new" for e in c.evidence] == [True] * 4
+
+
+def test_the_index_is_cached_by_content(tmp_path: Path) -> None:
+    graph = random_hpo(9)
+    first = DiseaseModel(weights(), tmp_path).rank(graph, FINDINGS)
+    files = list(tmp_path.iterdir())
+    assert len(files) == 1
+    again = Graph.from_dict(graph.to_dict())
+    assert DiseaseModel(weights(), tmp_path).rank(again, FINDINGS) == first
+    files[0].write_bytes(b"damaged")
+    assert DiseaseModel(weights(), tmp_path).rank(Graph.from_dict(graph.to_dict()), FINDINGS) == first
+
+
+def test_threads_share_a_model(model: DiseaseModel) -> None:
+    graph, found = random_hpo(5), []
+    threads = [threading.Thread(target=lambda: found.append(model.rank(graph, FINDINGS))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert all(ranked == found[0] for ranked in found)
+
+
+@pytest.mark.parametrize(
+    ("findings", "excluded", "message"),
+    [
+        ([], [], "at least one"),
+        (["HP:9999999"], [], "no node"),
+        ([term(5)], [term(5)], "both observed and excluded"),
+        ([term(5)] * 1001, [], "the limit is"),
+    ],
+)
+def test_bad_findings(
+    model: DiseaseModel, graph: Graph, findings: Sequence[str], excluded: Sequence[str], message: str
+) -> None:
+    with pytest.raises(GraphError, match=message):
+        model.rank(graph, findings, excluded)
+
+
+def test_a_graph_without_diseases(model: DiseaseModel) -> None:
+    with pytest.raises(GraphError, match="nothing to rank"):
+        model.rank(Graph.from_triples([("a", "is a", "b")]), ["a"])
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    path = tmp_path / "ranker.safetensors"
+    with pytest.raises(ModelError, match="cannot be read"):
+        DiseaseModel.load(path)
+    path.write_bytes(b"x" * 40)
+    with pytest.raises(ModelError, match="cannot be read"):
+        DiseaseModel.load(path)
+    save_file({"a": np.zeros(1)}, path)
+    with pytest.raises(ModelError, match="expected the format"):
+        DiseaseModel.load(path)
+    good = tmp_path / "good.safetensors"
+    weights().save(good)
+    raw = good.read_bytes()
+    path.write_bytes(raw.replace(b"mean best log lift", b"mean worst log lif"))
+    with pytest.raises(ModelError, match="other inputs"):
+        DiseaseModel.load(path)
+    replace(weights(), match=np.full(len(POOLED), np.nan, np.float32)).save(path)
+    with pytest.raises(ModelError, match="finite tensor 'match'"):
+        DiseaseModel.load(path)
+    assert set(load_file(good)) == set(Weights.__dataclass_fields__)
+
+
+def test_names_of_the_inputs_are_their_places(graph: Graph) -> None:
+    index = disease_index(graph)
+    present = np.array([graph.index_of(FINDINGS[0])], np.int32)
+    screening = screen(index, present, np.zeros(0, np.int32))
+    features = pooled(
+        index, screening, candidates_of(index, screening, np.arange(5)), present, np.zeros(0, np.int32)
+    )
+    assert features.shape == (5, len(POOLED))
+    x = dict(zip(POOLED, features.T, strict=True))
+    np.testing.assert_array_equal(x["mean best log lift"], x["sum best log lift"])
+    np.testing.assert_array_equal(x["least log lift"], x["mean best log lift"])
+    np.testing.assert_allclose(x["mean best log lift"], screening.log_lifts[0, :5], atol=1e-4)
+    np.testing.assert_array_equal(x["likelihood"], screening.scores[:5])
+    assert (x["spread of log lift"] == 0).all()
+    assert all((x[f"sum absent {name}"] == 0).all() for name in ABSENT)
+    assert len(POOLED) == len(set(POOLED)) == 2 * len(BASIS) + len(EXTREMES) + 2 * len(ABSENT) + 14

@@ -1,0 +1,119 @@
+"""A published case as an example: the features of its true disease, first, and of the other candidates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from vglm.encoder.disease_candidates import (
+    DiseaseIndex,
+    candidates_of,
+    screen,
+    with_first,
+)
+from vglm.encoder.disease_pooling import pooled
+from vglm.encoder.disease_properties import properties
+from vglm.encoder.disease_ranker import CANDIDATES, documentation, first_score
+from vglm.graph.annotations import Annotations
+from vglm.graph.hpo import HPO
+from vglm.train.disease_cases import Case, fair_edges
+
+Floats = npt.NDArray[np.float32]
+
+HARD = 64  # others that are kept when an example is thinned: the best of the screening,
+DRAWN = 63  # and so many of the rest, which then stand for all of it
+MIN_SHARE, MIN_ANNOTATIONS = 0.5, 6  # of a cited case's disease that must be left for it to be an example
+
+
+@dataclass(frozen=True)
+class Example:
+    """K candidates, the true disease first and the others by their first score: `features` float32[K, len(POOLED)],
+    `first` float32[K] the scores of the screening, `prior` float32[K, len(PRIOR)], `log_weights` float32[K] (what a thinned
+    candidate stands for). `places` are those of the true disease among all diseases by the screening, by the likelihood
+    method and by best-match Resnik similarity; ties share the mean of their places."""
+
+    case: Case
+    features: Floats
+    first: Floats
+    prior: Floats
+    log_weights: Floats
+    places: dict[str, float]
+
+
+def example(hpo: HPO, index: DiseaseIndex, case: Case, resnik: bool = False) -> Example | None:
+    """None for a cited case of whose disease too little is left to tell."""
+    graph, ranker, row = hpo.graph, hpo.ranker, _row(hpo, index, case.disease)
+    present, absent = ranker.checked(case.findings, case.excluded)
+    findings, excluded = np.array(present, np.int32), np.array(absent, np.int32)
+    screening = screen(index, findings, excluded)
+    known: Annotations | None = None
+    if case.cited:
+        known = ranker.annotations_of(case.disease, case.papers)
+        left, whole = len(known.terms), len(index.ranking.annotations(row).terms)
+        if left < max(MIN_ANNOTATIONS, MIN_SHARE * whole):
+            return None
+        edges = fair_edges(graph, case.disease, case.papers)
+        stated = properties(graph, index.ranking.diseases[row : row + 1], edges)
+        score = ranker.score_annotations(known, case.findings, case.excluded)
+    own = candidates_of(index, screening, np.array([row]))
+    if known is not None:
+        own = with_first(own, index, screening, row, score, known, stated)
+    total = first_score(screening.scores, screening.around)
+    total[row] = first_score(own.scores, own.around)[0]
+    likelihood = screening.scores.copy()
+    likelihood[row] = own.scores[0]
+    places = {"screening": _place(total, row), "likelihood": _place(likelihood, row)}
+    if resnik:
+        places["resnik"] = _resnik(hpo, case, known, row)
+    total[row] = np.inf
+    rows = np.argsort(-total, kind="stable")[:CANDIDATES]
+    candidates = candidates_of(index, screening, rows)
+    if known is not None:
+        candidates = with_first(candidates, index, screening, row, score, known, stated)
+    return Example(
+        case,
+        pooled(index, screening, candidates, findings, excluded),
+        first_score(candidates.scores, candidates.around),
+        documentation(candidates.properties.values),
+        np.zeros(len(rows), np.float32),
+        places,
+    )
+
+
+def thinned(example: Example, random: np.random.Generator) -> Example:
+    """The example with `HARD` + `DRAWN` other candidates; those drawn weigh as much as all that they were drawn from.
+
+    Without the weights, a model learns that what lies deep in the screening is rare, and lets it rise.
+    """
+    rest = len(example.first) - 1 - HARD
+    if rest <= DRAWN:
+        return example
+    drawn = 1 + HARD + np.sort(random.choice(rest, DRAWN, replace=False))
+    kept = np.concatenate((np.arange(1 + HARD), drawn))
+    weights = np.zeros(len(kept), np.float32)
+    weights[1 + HARD :] = np.log(rest / DRAWN)
+    return replace(
+        example,
+        features=example.features[kept],
+        first=example.first[kept],
+        prior=example.prior[kept],
+        log_weights=weights,
+    )
+
+
+def _row(hpo: HPO, index: DiseaseIndex, disease: str) -> int:
+    return int(np.searchsorted(index.ranking.diseases, hpo.graph.index_of(disease)))
+
+
+def _resnik(hpo: HPO, case: Case, known: Annotations | None, row: int) -> float:
+    scores = hpo.ranker.scores(case.findings, case.excluded, "resnik")
+    if known is not None:
+        scores[row] = hpo.ranker.score_annotations(known, case.findings, case.excluded, "resnik")
+    return _place(scores, row)
+
+
+def _place(scores: npt.NDArray[np.floating], row: int) -> float:
+    """Place of a row among all; ties share the mean of their places."""
+    return 1 + float((scores > scores[row]).sum()) + (float((scores == scores[row]).sum()) - 1) / 2
