@@ -12,11 +12,15 @@ from typer.core import TyperGroup
 
 from vglm import cli_options as opt
 from vglm.cli_bench import bench
+from vglm.cli_eval import EPILOG as eval_epilog
+from vglm.cli_eval import evaluate
 from vglm.cli_export import EPILOG as export_epilog
 from vglm.cli_export import export
 from vglm.cli_graph import graph
 from vglm.cli_serve import EPILOG as serve_epilog
 from vglm.cli_serve import serve
+from vglm.cli_train import train
+from vglm.cli_train_model import DISTILL_EPILOG, distill
 from vglm.errors import VGLMError
 
 INTERRUPTED = 130
@@ -43,6 +47,12 @@ class Commands(TyperGroup):
             return result
         except VGLMError as error:
             refuse(str(error))
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            refuse(
+                "this command needs PyTorch: pip install 'vglm[train]' (docs/training.md has a build without CUDA)"
+            )
         except KeyboardInterrupt:
             print(file=sys.stderr)
             raise SystemExit(INTERRUPTED) from None
@@ -259,6 +269,9 @@ def demo(ctx: typer.Context) -> None:
 
 app.command(epilog=serve_epilog)(serve)
 app.command(epilog=export_epilog)(export)
+app.command(epilog=DISTILL_EPILOG)(distill)
+app.command("eval", epilog=eval_epilog)(evaluate)
+app.add_typer(train, name="train")
 app.add_typer(bench, name="bench")
 app.add_typer(graph, name="graph")
 

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vglm.errors import ConfigError
 
 _SMOOTH_ABOVE = 200  # lines: below, the points themselves are legible
+
+
+def draw_all(folder: Path) -> list[Path]:
+    """Draw a curve beside every log below a folder; see `draw`."""
+    drawn = []
+    for log in sorted(folder.rglob("metrics.jsonl")):
+        with log.open(encoding="utf-8") as file:
+            metrics = [json.loads(line) for line in file if line.endswith("\n")]
+        draw(metrics, log.with_name("loss.png"))
+        drawn.append(log.with_name("loss.png"))
+    return drawn
 
 
 def draw(metrics: Sequence[Mapping[str, float]], path: Path) -> None:
