@@ -110,12 +110,25 @@ def test_changes_of_relations_keep_the_pairs():
 
     for change in (graphs.merged, graphs.split, graphs.symmetric):
         assert pairs(change(graph, rng)) == pairs(graph)
+    before = {tuple(row) for row in graph.triples.tolist()}
+    assert before < {tuple(row) for row in graphs.ruled(graph, rng).triples.tolist()}
     assert graphs.merged(graph, rng).num_relations <= graph.num_relations
     assert graphs.split(graph, rng).num_relations >= graph.num_relations
     assert len(graphs.symmetric(graph, rng).triples) >= len(graph.triples)
     smaller = graphs.contracted(graph, rng, 8)
     assert smaller.num_nodes == 8
     assert (smaller.triples[:, 0] != smaller.triples[:, 2]).all()
+
+
+def test_a_rule_makes_the_edges_that_follow():
+    chain = {(node, 0, node + 1) for node in range(5)}
+    found = set()
+    for seed in range(8):
+        graph = TrainingGraph(6, 1, np.array(sorted(chain)))
+        made = {tuple(row) for row in graphs.ruled(graph, np.random.default_rng(seed)).triples.tolist()}
+        assert chain <= made
+        found |= made - chain
+    assert {(0, 0, 2), (1, 0, 3)} <= found
 
 
 def test_what_is_learnt_holds_on_another_graph(tmp_path):

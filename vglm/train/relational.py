@@ -33,7 +33,7 @@ class RelationalSettings:
     width: int = 32
     relation_layers: int = 3
     entity_layers: int = 5
-    steps: int = 600
+    steps: int = 800
     rate: float = 3e-3
     queries: int = 16  # per step, fewer on large graphs
     work: int = 8_000  # queries times nodes of a step, at most

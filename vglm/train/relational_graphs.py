@@ -18,8 +18,9 @@ from vglm.graph.graph import Graph
 Longs = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
-_CONTRACT = 0.4  # how often a variation has communities for nodes, where the graph is large enough
+_CONTRACT = 0.5  # how often a variation has communities for nodes, where the graph is large enough
 _SPREADING = 12  # rounds in which communities grow before the rest is given out at random
+_MOST_CONCLUSIONS = 20  # of a rule, for each first edge
 _MOST_RELATIONS = 64  # after splitting: interactions are computed anew for each variation
 
 
@@ -99,13 +100,15 @@ def varied(
     if not len(graph.triples):
         return graph
     if rng.random() < 0.5:
+        graph = ruled(graph, rng)
+    if rng.random() < 0.3:
         kept = max(30, int(len(graph.triples) * np.exp(rng.uniform(np.log(0.05), 0.0))))
         graph = _renumbered(rng.permutation(graph.triples)[:kept])
     if rng.random() < 0.4:
         graph = merged(graph, rng)
     if rng.random() < 0.5:
         graph = split(graph, rng)
-    if rng.random() < 0.4:
+    if rng.random() < 0.3:
         graph = symmetric(graph, rng)
     return graph
 
@@ -160,6 +163,33 @@ def split(graph: TrainingGraph, rng: np.random.Generator) -> TrainingGraph:
     if len(distinct) > _MOST_RELATIONS:
         code = rng.integers(_MOST_RELATIONS, size=len(distinct))[code]
     return _renumbered(np.stack([source, code, target], axis=1))
+
+
+def ruled(graph: TrainingGraph, rng: np.random.Generator) -> TrainingGraph:
+    """With edges that follow from others: up to three rules "x a y and y b z make x c z", where c is often b.
+
+    The latter is how classes inherit what is said of the classes above them.
+    """
+    triples = graph.triples
+    for _ in range(int(rng.integers(1, 4))):
+        a, b, c = rng.integers(graph.num_relations, size=3).tolist()
+        if rng.random() < 0.7:
+            c = b
+        first = triples[triples[:, 1] == a][:, [0, 2]]
+        if rng.random() < 0.5:
+            first = first[:, ::-1]
+        second = triples[triples[:, 1] == b][:, [0, 2]]
+        second = second[np.argsort(second[:, 0], kind="stable")]
+        low = np.searchsorted(second[:, 0], first[:, 1], "left")
+        counts = np.minimum(np.searchsorted(second[:, 0], first[:, 1], "right") - low, _MOST_CONCLUSIONS)
+        source = np.repeat(first[:, 0], counts)
+        offset = np.arange(len(source)) - np.repeat(np.cumsum(counts) - counts, counts)
+        target = second[np.repeat(low, counts) + offset, 1]
+        made = np.stack([source, np.full(len(source), c), target], axis=1)
+        most = min(len(made), len(graph.triples))  # one rule does not drown the rest
+        made = rng.permutation(made)[: int(most * rng.uniform(0.5, 1.0))]
+        triples = np.concatenate([triples, made[made[:, 0] != made[:, 2]]])
+    return _renumbered(triples)
 
 
 def symmetric(graph: TrainingGraph, rng: np.random.Generator) -> TrainingGraph:
