@@ -24,7 +24,7 @@ from vglm.graph.derived import once_per_graph
 from vglm.graph.graph import Graph
 from vglm.graph.limits import shown
 
-_KEPT_QUERIES = 64  # relations whose vectors are kept per graph; at most 1 MB each
+_KEPT_QUERIES = 64  # relations whose vectors are kept per graph: under 1 MB each at a width of 32
 
 
 class RelationalEncoder:
@@ -37,9 +37,9 @@ class RelationalEncoder:
         self._prepared = once_per_graph(lambda graph: self.prepare(RelationalStructure.of_graph(graph)))
 
     @classmethod
-    def load(cls, path: Path) -> RelationalEncoder:
+    def load(cls, path: Path, isa: str | None = None) -> RelationalEncoder:
         """Read a file of weights. Raises ModelError when it is missing or damaged, or holds something else."""
-        return cls(read_weights(path))
+        return cls(read_weights(path), isa)
 
     def scores(self, graph: Graph, head: str, relation: str, inverse: bool = False) -> Floats:
         """How plausible each node is as the target of (head, relation, ?), float32[N] in the graph's order.
@@ -100,7 +100,7 @@ class PreparedGraph:
         vectors = self.relation_vectors(relation)
         edges = [layer.weight(np.maximum(layer.hidden(vectors), 0)) for layer in self.weights.entity]
         with self._lock:
-            self._kept[relation] = vectors[relation], edges
+            self._kept[relation] = vectors[relation].copy(), edges
             while len(self._kept) > _KEPT_QUERIES:
                 self._kept.popitem(last=False)
         return vectors[relation], edges
