@@ -7,7 +7,8 @@ import pytest
 
 from tests.encoder.disease_graphs import random_hpo, term
 from vglm.encoder.disease_candidates import DiseaseIndex, candidates_of, screen, with_first
-from vglm.encoder.disease_features import AROUND, MATCH, WHOLE, around, match, whole
+from vglm.encoder.disease_features import AROUND, MATCH, WHOLE, around, match, share, whole
+from vglm.encoder.disease_pooling import pooled
 from vglm.encoder.disease_properties import NAMES, properties
 from vglm.graph.graph import Graph
 from vglm.graph.profile import Profile
@@ -42,7 +43,9 @@ def test_matches_agree_with_plain_profiles(seed: int) -> None:
     findings = nodes(graph, FINDINGS)
     screening = screen(index, findings, nodes(graph, []))
     rows = np.arange(len(index.ranking.diseases))[::-1]
-    found, closest = match(index.ranking, candidates_of(index, screening, rows), findings)
+    candidates = candidates_of(index, screening, rows)
+    shared = share(index.ranking, candidates, findings, nodes(graph, EXCLUDED))
+    found, closest = match(index.ranking, candidates, shared, findings), shared.closest
     content = index.ranking.information_content
     position = 0
     for place, row in enumerate(rows):
@@ -52,12 +55,12 @@ def test_matches_agree_with_plain_profiles(seed: int) -> None:
             x = dict(zip(MATCH, found[at, place].tolist(), strict=False))
             lift = profile.best_match(index.ranking, finding)[1]
             assert x["best log lift"] == pytest.approx(math.log(NOISE + (1 - NOISE) * lift), abs=1e-4)
-            shared = [a for a in index.ranking.ancestors(finding).tolist() if a in profile.below]
-            assert x["shared content"] == pytest.approx(max(content[shared], default=0), abs=1e-5)
+            held = [a for a in index.ranking.ancestors(finding).tolist() if a in profile.below]
+            assert x["shared content"] == pytest.approx(max(content[held], default=0), abs=1e-5)
             assert x["exact"] == (finding in annotations.terms)
             assert x["frequency"] == pytest.approx(profile.frequency.get(finding, 0), abs=1e-5)
             assert x["shared ancestors"] == pytest.approx(
-                len(shared) / len(index.ranking.ancestors(finding)), abs=1e-5
+                len(held) / len(index.ranking.ancestors(finding)), abs=1e-5
             )
         above = set().union(*(index.ranking.ancestors(f).tolist() for f in findings.tolist()))
         for annotated in annotations.terms.tolist():
@@ -71,11 +74,12 @@ def test_shapes_and_no_excluded_finding() -> None:
     findings = nodes(graph, FINDINGS)
     screening = screen(index, findings, nodes(graph, []))
     candidates = candidates_of(index, screening, np.array([3, 1, 2]))
-    matches, closest = match(index.ranking, candidates, findings)
+    shared = share(index.ranking, candidates, findings, nodes(graph, []))
+    matches = match(index.ranking, candidates, shared, findings)
     both = np.concatenate((matches, around(screening, candidates)), axis=2)
     assert both.shape == (len(findings), 3, len(MATCH) + len(AROUND))
-    assert whole(index.ranking, candidates, matches, closest, screening).shape == (3, len(WHOLE))
-    none, _ = match(index.ranking, candidates, nodes(graph, []))
+    assert whole(index.ranking, candidates, matches, shared, screening).shape == (3, len(WHOLE))
+    none = match(index.ranking, candidates, shared, nodes(graph, []))
     assert none.shape[:2] == (0, 3)
     assert np.isfinite(both).all()
 
@@ -91,13 +95,9 @@ def test_a_candidate_known_by_all_it_is_known_by_stays_as_it_is() -> None:
     stated = properties(graph, index.ranking.diseases[7:8], edges)
     score = ranker.score_annotations(ranker.annotations_of(disease), FINDINGS, EXCLUDED)
     after = with_first(before, index, screening, 7, score, ranker.annotations_of(disease), stated)
-    first, second = (match(index.ranking, c, findings) for c in (before, after))
-    np.testing.assert_allclose(first[0], second[0], atol=1e-5)
-    np.testing.assert_allclose(
-        whole(index.ranking, before, *first, screening),
-        whole(index.ranking, after, *second, screening),
-        atol=1e-3,
-    )
+    absent = nodes(graph, EXCLUDED)
+    first, second = (pooled(index, screening, c, findings, absent) for c in (before, after))
+    np.testing.assert_allclose(first, second, atol=1e-3)
     assert (before.properties.values == after.properties.values).all()
 
 

@@ -61,12 +61,15 @@ class Screening:
 def screen(index: DiseaseIndex, findings: Ints, excluded: Ints) -> Screening:
     """Scores every disease; `findings` int32[n], at least one, and `excluded` are node indices without duplicates."""
     ranking = index.ranking
+    terms = np.unique(np.concatenate([ranking.ancestors(finding) for finding in findings.tolist()]))
+    of_term = np.zeros((len(terms), len(ranking.diseases)), np.float32)
+    for row, term in zip(of_term, terms.tolist(), strict=True):
+        held = ranking.holders(term)
+        row[ranking.holder_rows[held]] = ranking.lift[held]
     lifts = np.zeros((len(findings), len(ranking.diseases)), np.float32)
-    for row, finding in zip(lifts, findings.tolist(), strict=True):
-        for ancestor in ranking.ancestors(finding).tolist():
-            held = ranking.holders(ancestor)
-            rows = ranking.holder_rows[held]
-            row[rows] = np.maximum(row[rows], ranking.lift[held])
+    for best, finding in zip(lifts, findings.tolist(), strict=True):
+        for place in np.searchsorted(terms, ranking.ancestors(finding)).tolist():
+            np.maximum(best, of_term[place], out=best)
     lifts *= 1 - NOISE
     lifts += NOISE
     log_lifts = np.log(lifts, out=lifts)
@@ -78,7 +81,6 @@ def screen(index: DiseaseIndex, findings: Ints, excluded: Ints) -> Screening:
         against = np.where(frequencies >= NEARLY_OBLIGATE, np.log1p(-EXCLUSION_TRUST * frequencies), 0)
         scores[ranking.holder_rows[held]] += against
     around = np.einsum("dk,dk->d", scores[index.vectors.neighbours], index.vectors.weights)
-    terms = np.unique(np.concatenate([ranking.ancestors(finding) for finding in findings.tolist()]))
     vector = index.vectors.encode(terms, ranking.information_content[terms])
     cosines = index.vectors.diseases @ vector
     return Screening(log_lifts, scores, around, vector, float(cosines.max()))

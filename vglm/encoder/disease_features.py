@@ -21,6 +21,7 @@ MATCH = (
     "shared ancestors",
 )
 AROUND = ("log lift around", "best log lift around")
+_NONE = 99.0  # above every information content
 WHOLE = (
     *("likelihood", "Resnik", "behind the best", "log findings", "explained frequency"),
     *("mean explained", "explained content", "missing obligate", "log expected", "mean content"),
@@ -29,26 +30,100 @@ WHOLE = (
 
 
 @dataclass(frozen=True)
-class _Shared:
-    """What K candidates say about S terms: those at or above the patient's findings. All [S, K]."""
+class Shared:
+    """What K candidates with A annotations say about the S terms at or above a patient's findings, present or absent.
 
-    frequency: Floats  # noisy or of the annotations at or below the term
-    number: Floats  # of these annotations
-    content: Floats  # the least information content among them; large where there are none
+    `terms` int32[S] ascending; of each term and candidate, float32[S, K]: `frequency`, the noisy or of the annotations
+    at or below the term, their `number`, and the least `content` among them (large where there are none). `closest`
+    float32[A] is the content that an annotation shares with the closest present finding.
+    """
+
+    terms: Ints
+    frequency: Floats
+    number: Floats
+    content: Floats
+    closest: Floats
 
 
-def match(index: RankingIndex, candidates: Candidates, findings: Ints) -> tuple[Floats, Floats]:
-    """Every finding (node indices int32[n]) against every candidate: float32[n, K, len(MATCH)]; and the content that
-    each annotation shares with its closest finding, float32[A]."""
-    closures = [index.ancestors(int(finding)) for finding in findings]
-    terms = np.unique(np.concatenate(closures)) if closures else np.zeros(0, np.int32)
-    shared, closest = _share(index, candidates, terms)
+def share(index: RankingIndex, candidates: Candidates, findings: Ints, excluded: Ints) -> Shared:
+    """Carries the annotations of the candidates up to the terms of the patient; node indices int32[n] and int32[m]."""
+    present = np.unique(np.concatenate([index.ancestors(f) for f in findings.tolist()]))
+    closures = [index.ancestors(f) for f in excluded.tolist()]
+    terms = np.unique(np.concatenate([present, *closures]))
+    pairs = _pairs(index, candidates.terms, terms, present)
+    keys = pairs.term.astype(np.int64) * len(candidates) + candidates.owners[pairs.annotation]
+    size = len(terms) * len(candidates)
+    absent = np.log1p(-np.minimum(candidates.frequencies, MAX_FREQUENCY))
+    joined = np.bincount(keys, absent[pairs.annotation], size)
+    number = np.bincount(keys, minlength=size)
+    least = np.full(size, _NONE, np.float32)
+    np.minimum.at(least, keys, index.information_content[candidates.terms][pairs.annotation])
+    shape = (len(terms), len(candidates))
+    frequency = np.minimum(-np.expm1(joined), MAX_FREQUENCY).astype(np.float32)
+    return Shared(
+        terms,
+        frequency.reshape(shape),
+        number.astype(np.float32).reshape(shape),
+        least.reshape(shape),
+        pairs.closest,
+    )
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Places of annotations, and of terms at or above them; `closest` as in `Shared`."""
+
+    annotation: npt.NDArray[np.int64]
+    term: Ints
+    closest: Floats
+
+
+def _pairs(index: RankingIndex, annotated: Ints, terms: Ints, present: Ints) -> _Pairs:
+    """Expands the ancestors of each distinct annotated term once: candidates that resemble a patient share most of them."""
+    num_nodes = len(index.closure_starts) - 1
+    place = np.full(num_nodes, -1, np.int32)
+    place[annotated] = 0
+    nodes = np.flatnonzero(place == 0)
+    place[nodes] = np.arange(len(nodes))
+    which = place[annotated]
+    place.fill(-1)
+    place[terms] = np.arange(len(terms))
+    content = np.zeros(num_nodes, np.float32)
+    content[present] = index.information_content[present]
+
+    owners, ancestors = _expand(index.closure_starts, index.closure_nodes, nodes)
+    inside = np.flatnonzero(place[ancestors] >= 0)
+    owners, ancestors = owners[inside], ancestors[inside]
+    starts = np.searchsorted(owners, np.arange(len(nodes) + 1))
+    closest = np.zeros(len(nodes), np.float32)
+    some = np.flatnonzero(starts[1:] > starts[:-1])
+    if len(some):
+        closest[some] = np.maximum.reduceat(content[ancestors], starts[some])
+    annotation, term = _expand(starts, place[ancestors], which)
+    return _Pairs(annotation, term, closest[which])
+
+
+def _expand(
+    starts: npt.NDArray[np.int64], values: Ints, rows: npt.NDArray[np.integer]
+) -> tuple[npt.NDArray[np.int64], Ints]:
+    """The values of some rows of a CSR table one after the other, and the place in `rows` that each comes from."""
+    begin = starts[rows]
+    lengths = starts[rows + 1] - begin
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    places = np.arange(total) + np.repeat(begin - ends + lengths, lengths)
+    return np.repeat(np.arange(len(rows)), lengths), values[places]
+
+
+def match(index: RankingIndex, candidates: Candidates, shared: Shared, findings: Ints) -> Floats:
+    """Some of the patient's findings against every candidate: float32[n, K, len(MATCH)]."""
     content = index.information_content
     out = np.zeros((len(findings), len(candidates), len(MATCH)), np.float32)
     columns = np.arange(len(candidates))
     exact = _exact(candidates, findings)
-    for place, (finding, closure) in enumerate(zip(findings, closures, strict=True)):
-        rows = np.searchsorted(terms, closure)
+    for place, finding in enumerate(findings.tolist()):
+        closure = index.ancestors(finding)
+        rows = np.searchsorted(shared.terms, closure)
         frequency = shared.frequency[rows]  # [ancestors, K]
         lift = frequency / index.background[closure][:, None]
         best = lift.argmax(axis=0)
@@ -76,43 +151,17 @@ def match(index: RankingIndex, candidates: Candidates, findings: Ints) -> tuple[
         x[:, 12] = np.where(there, content[closure][best], 0)
         x[:, 13] = np.log1p(shared.number[rows[nearest], columns])
         x[:, 14] = (frequency > 0).mean(axis=0)
-    return out, closest
-
-
-def _share(index: RankingIndex, candidates: Candidates, terms: Ints) -> tuple[_Shared, Floats]:
-    place = np.full(len(index.closure_starts) - 1, -1, np.int32)
-    place[terms] = np.arange(len(terms))
-    begin = index.closure_starts[candidates.terms]
-    lengths = index.closure_starts[candidates.terms + 1] - begin
-    ends = np.cumsum(lengths)
-    ancestors = index.closure_nodes[
-        np.arange(int(lengths.sum())) + np.repeat(begin - ends + lengths, lengths)
-    ]
-    rows = place[ancestors]
-    inside = np.flatnonzero(rows >= 0)
-    annotation = np.repeat(np.arange(len(lengths)), lengths)[inside]
-    keys = rows[inside].astype(np.int64) * len(candidates) + candidates.owners[annotation]
-    size = len(terms) * len(candidates)
-    absent = np.log1p(-np.minimum(candidates.frequencies, MAX_FREQUENCY))
-    joined = np.bincount(keys, absent[annotation], size)
-    number = np.bincount(keys, minlength=size)
-    least = np.full(size, 99.0, np.float32)
-    content = index.information_content
-    np.minimum.at(least, keys, content[candidates.terms][annotation])
-    closest = np.zeros(len(lengths), np.float32)
-    np.maximum.at(closest, annotation, content[ancestors[inside]])
-    shape = (len(terms), len(candidates))
-    frequency = np.minimum(-np.expm1(joined), MAX_FREQUENCY).astype(np.float32)
-    shared = _Shared(frequency.reshape(shape), number.astype(np.float32).reshape(shape), least.reshape(shape))
-    return shared, closest
+    return out
 
 
 def _exact(candidates: Candidates, findings: Ints) -> Floats:
     """The frequency of each finding as an annotation of each candidate, float32[n, K], 0 where it is none."""
     found = np.zeros((len(findings), len(candidates)), np.float32)
+    if len(findings) == 0:
+        return found
     order = np.argsort(findings)
-    place = np.searchsorted(findings[order], candidates.terms).clip(max=max(len(findings) - 1, 0))
-    hit = np.flatnonzero(findings[order][place] == candidates.terms) if len(findings) else np.zeros(0, int)
+    place = np.searchsorted(findings[order], candidates.terms).clip(max=len(findings) - 1)
+    hit = np.flatnonzero(findings[order][place] == candidates.terms)
     found[order[place[hit]], candidates.owners[hit]] = candidates.frequencies[hit]
     return found
 
@@ -126,11 +175,11 @@ def around(screening: Screening, candidates: Candidates) -> Floats:
 
 
 def whole(
-    index: RankingIndex, candidates: Candidates, matches: Floats, closest: Floats, screening: Screening
+    index: RankingIndex, candidates: Candidates, matches: Floats, shared: Shared, screening: Screening
 ) -> Floats:
     """Every candidate as a whole, float32[K, len(WHOLE)], from what `match` gave for the findings."""
     owners, size = candidates.owners, len(candidates)
-    frequencies = candidates.frequencies
+    frequencies, closest = candidates.frequencies, shared.closest
     content = np.maximum(index.information_content[candidates.terms], 0.1)
     count = np.maximum(np.diff(candidates.starts), 1)
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vglm.encoder.disease_candidates import Candidates, DiseaseIndex, Screening
-from vglm.encoder.disease_features import AROUND, MATCH, WHOLE, around, match, whole
+from vglm.encoder.disease_features import MATCH, WHOLE, around, match, share, whole
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
@@ -52,14 +52,16 @@ def pooled(
 ) -> Floats:
     """Everything about K candidates, float32[K, len(POOLED)]; `findings` (at least one) and `excluded` as in
     `screen`."""
-    matches, closest = match(index.ranking, candidates, findings)
+    excluded = excluded[:MAX_EXCLUDED]
+    shared = share(index.ranking, candidates, findings, excluded)
+    matches = match(index.ranking, candidates, shared, findings)
     terms = basis(matches, around(screening, candidates))
     total = terms.sum(axis=0)
-    lift, share, exact = (
+    lift, part, exact = (
         terms[:, :, BASIS.index(name)] for name in ("best log lift", "share of content", "exact x content")
     )
-    extremes = (lift.min(axis=0), share.min(axis=0), lift.max(axis=0), exact.max(axis=0), lift.std(axis=0))
-    absent = match(index.ranking, candidates, excluded[:MAX_EXCLUDED])[0][:, :, _ABSENT_COLUMNS]
+    extremes = (lift.min(axis=0), part.min(axis=0), lift.max(axis=0), exact.max(axis=0), lift.std(axis=0))
+    absent = match(index.ranking, candidates, shared, excluded)[:, :, _ABSENT_COLUMNS]
     against = absent.sum(axis=0)
     parts = (
         total / len(findings),
@@ -67,7 +69,7 @@ def pooled(
         np.stack(extremes, axis=1),
         against / ABSENT_SCALE,
         against / max(len(absent), 1),
-        whole(index.ranking, candidates, matches, closest, screening),
+        whole(index.ranking, candidates, matches, shared, screening),
     )
     return np.concatenate(parts, axis=1, dtype=np.float32)
 
@@ -92,6 +94,3 @@ def basis(matches: Floats, near: Floats) -> Floats:
         m["content where best"],
     )
     return np.stack(columns, axis=2, dtype=np.float32)
-
-
-assert len(AROUND) == 2

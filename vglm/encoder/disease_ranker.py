@@ -116,16 +116,14 @@ class DiseaseModel:
         nodes, missing = np.array(present, np.int32), np.array(absent, np.int32)
         screening = screen(index, nodes, missing)
         total = first_score(screening.scores, screening.around)
-        by_total = np.argsort(-total, kind="stable").astype(np.int32)
-        rows, rest = by_total[:CANDIDATES], by_total[CANDIDATES:]
+        rows, rest = best_first(total, max(0, top))
         candidates = candidates_of(index, screening, rows)
         scores = self.score(index, screening, candidates, nodes, missing, prior)
         order = np.lexsort((rows, -scores))
         chances = self.probabilities(scores)
         ranked = [(int(rows[i]), float(scores[i]), float(chances[i])) for i in order[: max(0, top)]]
         floor = float(scores.min())
-        below = rest[: max(0, top - len(ranked))]
-        ranked += [(int(row), floor - place, 0.0) for place, row in enumerate(below, 1)]
+        ranked += [(int(row), floor - place, 0.0) for place, row in enumerate(rest, 1)]
         return [
             replace(ranker.candidate(place, row, score, present, absent), probability=chance)
             for place, (row, score, chance) in enumerate(ranked, 1)
@@ -161,6 +159,16 @@ class DiseaseModel:
         shifted = np.exp((scores - scores.max()) / temperature)
         shares: Floats = coverage * shifted / shifted.sum()
         return shares
+
+
+def best_first(total: Floats, top: int) -> tuple[Ints, Ints]:
+    """The rows of the `CANDIDATES` largest values, best first and equal ones in order, and enough others for `top`."""
+    rows = np.arange(len(total))
+    if top <= CANDIDATES < len(total):
+        bound = np.partition(total, len(total) - CANDIDATES)[len(total) - CANDIDATES]
+        rows = np.flatnonzero(total >= bound)
+    ordered = rows[np.argsort(-total[rows], kind="stable")].astype(np.int32)
+    return ordered[:CANDIDATES], ordered[CANDIDATES:top]
 
 
 def first_score(scores: Floats, around: Floats) -> Floats:
