@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING
 
 from vglm.decode.sampling_params import SamplingParams
 from vglm.engine.request import RequestKind
+from vglm.errors import RequestError
 from vglm.llm_requests import Requests
 
 if TYPE_CHECKING:
+    from vglm.encoder.relational import RelationalEncoder
     from vglm.graph.graph import Graph
+    from vglm.tasks.disease_ranking import DiseaseRanking
     from vglm.tasks.explanation import Explained
     from vglm.tasks.ranking import Ranked, RankingTask
-    from vglm.tasks.suggestion import DiseaseRanking, Suggested, SuggestionChunk, SuggestionTask, WhyTask
+    from vglm.tasks.suggestion import Suggested, SuggestionChunk, SuggestionTask, WhyTask
 
+SCORERS = ("auto", "encoder", "language")
 SUGGESTION = SamplingParams(max_tokens=96, temperature=0.0)
 EXPLANATION = SamplingParams(max_tokens=128, temperature=0.0)
 
@@ -25,10 +29,14 @@ class GraphTasks(Requests):
 
     @property
     def disease_ranking(self) -> DiseaseRanking:
-        """What ranks diseases for `suggest`."""
-        from vglm.tasks.suggestion import likelihood_ranking
+        """What ranks diseases for `suggest`: the model's own ranking, if it comes with one. Raises ModelError."""
+        from vglm.model.pull import home
+        from vglm.tasks.disease_ranking import disease_ranking_of
 
-        return likelihood_ranking
+        with self._loading:
+            if self._disease_ranking is None:
+                self._disease_ranking = disease_ranking_of(self.path, home() / "graphs")
+        return self._disease_ranking
 
     def complete(
         self,
@@ -45,32 +53,55 @@ class GraphTasks(Requests):
         hops: int = 2,
         budget: int = 1024,
         graph_mode: str = "auto",
+        scorer: str = "auto",
     ) -> Ranked:
         """Rank what may stand at the open end of a triple, given its `relation` and the id of its `head` or `tail`.
 
-        Candidates are by default all nodes of the types that stand there in the graph; each is scored exactly, by the
-        log-probability of its name after a prompt with what is near the given node. `filtered` leaves out those whose
-        edge the graph has. `score` is the softmax over the candidates at `temperature`; fit one to known answers with
-        `vglm.tasks.calibration.fit_temperature`. Raises GraphError and RequestError that name the argument at fault.
-        """
-        from vglm.tasks.completion import completion_task
+        Candidates are by default all nodes of the types that stand there in the graph. By `scorer` "encoder" the graph encoder
+        ranks them, by message passing over the whole graph, in milliseconds; by "language" each is scored exactly, by the
+        log-probability of its name after a prompt with what is near the given node (`hops`, `budget`, `graph_mode`). "auto" is
+        the encoder for a model that has one. `filtered` leaves out those whose edge the graph has. `score` is the softmax over
+        the candidates at `temperature`; fit one to known answers with `vglm.tasks.calibration.fit_temperature`.
 
-        task = completion_task(
-            self.asking,
+        Raises GraphError and RequestError that name the argument at fault.
+        """
+        from vglm.tasks.completion import completion_task, open_end
+        from vglm.tasks.links import encoded_links
+
+        encoder = self.link_encoder(scorer)
+        end = open_end(
             graph,
             relation=relation,
             head=head,
             tail=tail,
-            top=top,
             filtered=filtered,
             candidates=candidates,
             types=types,
+        )
+        if encoder is not None:
+            return encoded_links(encoder, graph, end, top, temperature)
+        task = completion_task(
+            self.asking,
+            graph,
+            end,
+            top=top,
             temperature=temperature,
             hops=hops,
             budget=budget,
             graph_mode=graph_mode,
         )
         return self._rank(task)
+
+    def link_encoder(self, scorer: str = "auto") -> RelationalEncoder | None:
+        """The graph encoder that `scorer` asks for, None for the language model. Raises RequestError if the model has none."""
+        if scorer not in SCORERS:
+            raise RequestError(f"scorer is {scorer[:40]!r}; choose {', '.join(SCORERS)}", "scorer")
+        encoder = None if scorer == "language" else self.parts.encoder
+        if encoder is None and scorer == "encoder":
+            raise RequestError(
+                f"the model {self.model!r} has no graph encoder; use scorer='language'", "scorer"
+            )
+        return encoder
 
     def classify(
         self,

@@ -12,6 +12,7 @@ from vglm.engine.metrics import EngineStats
 from vglm.errors import ModelError, RequestError
 from vglm.model.tokenizer import Tokenizer
 from vglm.options import EngineOptions, build_engine
+from vglm.parts import Parts
 from vglm.progress import progress_bar
 
 if TYPE_CHECKING:  # imported when it is needed: a start without chat or progress bars is 40 ms faster
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # imported when it is needed: a start without chat or progres
     from vglm.decode.structured import StructuredOutputs
     from vglm.model.chat import ChatFormat
     from vglm.tasks.asking import Asking
+    from vglm.tasks.disease_ranking import DiseaseRanking
 
 
 class LoadedModel:
@@ -43,6 +45,7 @@ class LoadedModel:
             self.engine, packed = build_engine(path, self.options, lambda done: advance(int(done * 100)))
         self.model = str(model)
         self.path = path
+        self.parts = Parts(path)
         self.config = packed.config
         self._packed = packed
         self._lock = threading.Lock()
@@ -53,6 +56,7 @@ class LoadedModel:
         self._chat_format: ChatFormat | None = None
         self._grammars: GrammarCompiler | None = None
         self._asking: Asking | None = None
+        self._disease_ranking: DiseaseRanking | None = None
 
     def __repr__(self) -> str:
         return f"LLM(model={self.model!r}, dtype={self.options.weight_dtype!r}, kv_cache_dtype={self.options.kv_dtype!r})"

@@ -43,8 +43,9 @@ from vglm.serve.streams import Stream
 from vglm.serve.token_logprobs import finite
 from vglm.serve.usage import usage_of
 from vglm.tasks.classification import classification_task
-from vglm.tasks.completion import completion_task
+from vglm.tasks.completion import completion_task, open_end
 from vglm.tasks.explanation import ExplanationTask, explanation_task
+from vglm.tasks.links import encoded_links
 from vglm.tasks.ranking import Ranked, RankingTask
 
 _RANKING = SamplingParams(max_tokens=1)
@@ -65,21 +66,22 @@ async def complete_triple(graph: GraphId, body: LinkRequest, http: HttpRequest) 
     model = serving.check_model(body.model)
     version = 0
 
-    def task() -> RankingTask:
+    def task() -> RankingTask | Ranked:
         nonlocal version
+        encoder = serving.llm.link_encoder(body.scorer or "auto")
         read, version = stored_graph(serving, graph, body.version)
-        return completion_task(
-            serving.llm.asking,
+        end = open_end(
             read,
             relation=body.relation,
             head=body.head,
             tail=body.tail,
-            top=body.top,
             filtered=bool(body.filtered),
             candidates=body.candidates,
             types=body.types or (),
-            **_options(body),
         )
+        if encoder is not None:
+            return encoded_links(encoder, read, end, body.top, body.temperature or 1.0)
+        return completion_task(serving.llm.asking, read, end, top=body.top, **_options(body))
 
     ranked = await _rank(serving, http, body, task)
     given = {"head": body.head} if body.head is not None else {"tail": body.tail}
@@ -217,13 +219,15 @@ def _options(body: RankingFields) -> dict[str, Any]:
 
 
 async def _rank(
-    serving: Serving, http: HttpRequest, body: RankingFields, task: Callable[[], RankingTask]
+    serving: Serving, http: HttpRequest, body: RankingFields, task: Callable[[], RankingTask | Ranked]
 ) -> Ranked:
-    """Prepare a ranking in a thread, run it, and read what has come of it."""
+    """Prepare a ranking in a thread, run it where the language model ranks, and read what has come of it."""
 
-    def prepare() -> tuple[RankingTask, Stream]:
+    def prepare() -> tuple[RankingTask | Ranked, Stream | None]:
         with graph_errors("graph", within=""):
             made = task()
+        if isinstance(made, Ranked):
+            return made, None
         with params_named({"prompt": "graph", **ENGINE_NAMES}):
             stream = serving.generation(
                 http,
@@ -237,6 +241,9 @@ async def _rank(
         return made, stream
 
     made, stream = await serving.graphs.run(prepare)
+    if isinstance(made, Ranked):
+        return made
+    assert stream is not None
     await serving.complete(http, stream)
     return await serving.graphs.run(made.ranked, stream.requests[0])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,28 +22,35 @@ _SHOWN_RELATIONS = 10
 QUESTION = "Complete the triple ({head}, {relation}, {tail}) of the graph. Answer with the name that belongs in place of ?."
 
 
-def completion_task(
-    asking: Asking,
+@dataclass(frozen=True, slots=True)
+class OpenEnd:
+    """A triple with an open end: the `node` that is given (an index), and the `nodes` that may stand at the other end.
+
+    `outwards`: the given node is the head, and a tail is looked for. `known` are the ends of edges that the graph has.
+    """
+
+    node: int
+    relation: str
+    outwards: bool
+    nodes: Ints
+    known: Ints
+
+
+def open_end(
     graph: Graph,
     *,
     relation: str,
     head: str | None = None,
     tail: str | None = None,
-    top: int = 10,
     filtered: bool = False,
     candidates: Collection[str] | None = None,
     types: Collection[str] = (),
-    temperature: float = 1.0,
-    hops: int = 2,
-    budget: int = 1024,
-    graph_mode: str = "auto",
-) -> RankingTask:
+) -> OpenEnd:
     """What may stand at the open end of a triple; `head` or `tail` is the id of the end that is given.
 
     Candidates are the nodes with these ids, or all nodes of `types`, or by default those of the types that nodes at
     this end of the relation have in the graph; the given node itself is none by default. `filtered` leaves out those whose
-    edge the graph has already (the filtered setting of Bordes et al., 2013). The model reads what is near the given node:
-    `hops` and `budget` as in `retrieve`.
+    edge the graph has already (the filtered setting of Bordes et al., 2013).
 
     Raises GraphError and RequestError that name the argument at fault.
     """
@@ -57,20 +65,38 @@ def completion_task(
         nodes = nodes[~np.isin(nodes, known)]
     if not len(nodes):
         raise GraphError("candidates: none is left" + (" that has no such edge already" if filtered else ""))
+    return OpenEnd(node, relation, side == "head", nodes, known)
+
+
+def completion_task(
+    asking: Asking,
+    graph: Graph,
+    end: OpenEnd,
+    *,
+    top: int = 10,
+    temperature: float = 1.0,
+    hops: int = 2,
+    budget: int = 1024,
+    graph_mode: str = "auto",
+) -> RankingTask:
+    """What may stand at the open end of a triple, by the language model, which reads what is near the given node: `hops` and
+    `budget` as in `retrieve`. Raises GraphError and RequestError that name the argument at fault.
+    """
+    nodes = end.nodes
     if len(nodes) > MAX_CANDIDATES:
         raise GraphError(
             f"candidates: {len(nodes):,} nodes may stand there, but at most {MAX_CANDIDATES:,} can be ranked; "
             "name candidates, or types"
         )
     records = Records(graph, shared_names=linker(graph).shared_names)
-    name = records.short_name(node)
-    triple = (name, "?") if side == "head" else ("?", name)
-    question = QUESTION.format(head=triple[0], relation=relation, tail=triple[1])
-    source = GraphQuery(graph, (graph.id_of(node),), hops, budget)
+    name = records.short_name(end.node)
+    triple = (name, "?") if end.outwards else ("?", name)
+    question = QUESTION.format(head=triple[0], relation=end.relation, tail=triple[1])
+    source = GraphQuery(graph, (graph.id_of(end.node),), hops, budget)
     asked = asking.question(question, source, mode=graph_mode)
-    named = [_named(graph, index) for index in nodes.tolist()]
+    named = [named_node(graph, index) for index in nodes.tolist()]
     texts = [records.name(index) for index in nodes.tolist()]
-    ids = frozenset(graph.id_of(index) for index in known.tolist())
+    ids = frozenset(graph.id_of(index) for index in end.known.tolist())
     return ranking_task(asking, asked, named, texts, top, temperature, ids)
 
 
@@ -145,6 +171,7 @@ def _type(graph: Graph, kind: str, where: str) -> int:
     return names.index(kind)
 
 
-def _named(graph: Graph, index: int) -> Named:
+def named_node(graph: Graph, index: int) -> Named:
+    """A node as answers name it."""
     columns = graph.columns
     return Named(columns.ids[index], columns.names[index], columns.type_names[columns.node_types[index]])

@@ -106,12 +106,17 @@ def ranking_task(
     known: frozenset[str] = frozenset(),
 ) -> RankingTask:
     """The ranking of `candidates`, which the model would call by `texts`. Raises RequestError that names what is wrong."""
-    if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= MAX_TOP:
-        raise RequestError(f"top is {str(top)[:40]}; it must be a whole number from 1 to {MAX_TOP}", "top")
+    check_top(top)
     check_temperature(temperature)
     lead = asking.answer_lead
     encoded = encode_candidates([lead + text for text in texts], asking.tokenizer, asking.end_id)
     return RankingTask(asked, candidates, texts, encoded, top, float(temperature), known)
+
+
+def check_top(top: object) -> None:
+    """Raises RequestError unless so many candidates can be given."""
+    if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= MAX_TOP:
+        raise RequestError(f"top is {str(top)[:40]}; it must be a whole number from 1 to {MAX_TOP}", "top")
 
 
 def check_temperature(value: object) -> None:

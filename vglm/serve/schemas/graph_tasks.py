@@ -61,6 +61,11 @@ class LinkRequest(RankingFields):
         default=None, description="Ids; by default all nodes of the types that stand there in the graph."
     )
     types: list[str] | None = Field(default=None, description="Nodes of these types instead.")
+    scorer: Literal["auto", "encoder", "language"] | None = Field(
+        default=None,
+        description="What ranks: the model's graph encoder, which reads the whole graph, or its language model, which reads "
+        "what is near the given node; by default the encoder where the model has one.",
+    )
     version: Version | None = None
 
     model_config = ConfigDict(json_schema_extra=served("link_example"))
