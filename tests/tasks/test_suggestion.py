@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,15 @@ import pytest
 
 from tests.integration.helpers import tiny_model
 from tests.tasks.clinic import DISEASES, clinic, trained
-from vglm import LLM, Graph, GraphError, RequestError, SamplingParams
+from vglm import LLM, Graph, GraphError, ModelError, RequestError, SamplingParams
+from vglm.encoder.disease_pooling import POOLED
+from vglm.encoder.disease_ranker import DiseaseModel, Weights
 from vglm.graph.ranking import DiseaseRanker
 from vglm.graph.spans import sequential_text
+from vglm.model.bundle import write_card
+from vglm.model.export import export_model
+from vglm.tasks.disease_ranking import TEMPERATURE, WEIGHTS, likelihood_ranking
 from vglm.tasks.findings import link_findings
-from vglm.tasks.suggestion import TEMPERATURE, likelihood_ranking
 from vglm.tasks.suggestion_prompt import MOST_EVIDENCE, MOST_FINDINGS, explained_graph, explained_question
 
 FINDINGS = ["p2", "p4", "p6", "p8"]
@@ -81,14 +86,36 @@ def test_what_is_no_finding(graph: Graph, given: Any, message: str) -> None:
 def test_ranking_is_the_ranker_s_with_probabilities(graph: Graph) -> None:
     ranked = likelihood_ranking(graph, FINDINGS, ["p7"], 3)
     ranker = DiseaseRanker(graph)
-    assert list(ranked.candidates) == ranker.rank(FINDINGS, ["p7"], 3)
+    assert [replace(one, probability=None) for one in ranked.candidates] == ranker.rank(FINDINGS, ["p7"], 3)
     scores = ranker.scores(FINDINGS, ["p7"])
     weights = np.exp(scores / TEMPERATURE)
     expected = weights / weights.sum()
-    assert ranked.probabilities == pytest.approx(sorted(expected, reverse=True)[:3])
+    assert [one.probability for one in ranked.candidates] == pytest.approx(sorted(expected, reverse=True)[:3])
     assert ranked.num_diseases == len(DISEASES)
     whole = likelihood_ranking(graph, FINDINGS, [], 100)
-    assert sum(whole.probabilities) == pytest.approx(1)
+    assert sum(one.probability or 0 for one in whole.candidates) == pytest.approx(1)
+
+
+def test_a_model_s_own_ranking_is_used(graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VGLM_HOME", str(tmp_path / "home"))
+    path = tmp_path / "ranking"
+    path.mkdir()
+    count = len(POOLED)
+    rng = np.random.default_rng(0)
+    arrays = {"mean": np.zeros(count), "scale": np.ones(count), "match": rng.normal(size=count)}
+    arrays |= {"screening": np.ones(1), "prior": np.ones(1), "calibration": np.array([2.0, 0.9])}
+    Weights(**{name: array.astype(np.float32) for name, array in arrays.items()}).save(path / WEIGHTS)
+    write_card(path, name="r", version="1", base_model=str(tiny_model(tmp_path)), graph=None, files=[WEIGHTS])
+    own = LLM(path, kv_cache_memory="32M", max_model_len=2048)
+    suggested = own.suggest(graph, FINDINGS, explain=0, top=7)
+    expected = DiseaseModel.load(path / WEIGHTS).rank(graph, FINDINGS, top=7)
+    assert [one.candidate for one in suggested.candidates] == expected
+    assert [one.probability for one in suggested.candidates] == [one.probability for one in expected]
+    exported = LLM(export_model(path, "int8", tmp_path / "exported", lambda _: None), max_model_len=2048)
+    assert exported.suggest(graph, FINDINGS, explain=0, top=7).candidates == suggested.candidates
+    (path / WEIGHTS).write_bytes(b"x")
+    with pytest.raises(ModelError, match=r"disease-ranker\.safetensors: damaged or changed"):
+        LLM(path, kv_cache_memory="32M", max_model_len=2048).suggest(graph, FINDINGS)
 
 
 def test_the_structured_result(llm: LLM, graph: Graph) -> None:

@@ -9,46 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
-
-import numpy as np
 
 from vglm.decode.graph_outputs import GraphOutput
 from vglm.errors import GraphError, RequestError
 from vglm.graph.annotations import HAS_PHENOTYPE
-from vglm.graph.derived import once_per_graph
 from vglm.graph.evidence import Candidate
 from vglm.graph.graph import Edge, Graph
 from vglm.graph.question import evidence_graph, explanation, matched_phenotypes
-from vglm.graph.ranking import DiseaseRanker
-from vglm.graph.ranking_index import RankingIndex
 from vglm.tasks.asking import Asked, Asking
+from vglm.tasks.disease_ranking import DiseaseRanking
 from vglm.tasks.findings import Finding, link_findings
 from vglm.tasks.suggestion_prompt import explained_graph, explained_question
 
 MAX_TOP = 1_000
 MAX_EXPLAINED = 16
 MOST_NAMED = 5  # phenotypes in an explanation that is a list of names
-# Of the likelihood ranker's scores: fitted on 234 uncited published cases, at most 5 of a disease, of a random half of the
-# diseases; the best candidate then has a probability of 0.20 on average, and is right in 19 %.
-TEMPERATURE = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class RankedDiseases:
-    """The best candidates with the probability of each, and how many diseases were ranked."""
-
-    candidates: tuple[Candidate, ...]
-    probabilities: tuple[float, ...]
-    num_diseases: int
-
-
-class DiseaseRanking(Protocol):
-    """What ranks the diseases of a graph: by ids of findings and of excluded ones, the `top` best. Raises GraphError."""
-
-    def __call__(
-        self, graph: Graph, findings: Sequence[str], excluded: Sequence[str], top: int
-    ) -> RankedDiseases: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +150,8 @@ def suggestion_task(
         raise GraphError(f"excluded: {min(both)} is among the findings, too")
     ranked = ranking(graph, [one.id for one in present], [one.id for one in absent], top)
     found = [
-        Suggestion(one.place, one.id, one.name, probability, one, _supporting(graph, one))
-        for one, probability in zip(ranked.candidates, ranked.probabilities, strict=True)
+        Suggestion(one.place, one.id, one.name, one.probability or 0.0, one, _supporting(graph, one))
+        for one in ranked.candidates
     ]
     names = [one.name for one in present]
     tasks = tuple(why_task(asking, graph, one, names, graph_mode) for one in ranked.candidates[:explain])
@@ -225,20 +200,3 @@ def why_task(
         messages, part, constraint, graph_mode, continue_final_message=True, add_generation_prompt=False
     )
     return WhyTask(graph, candidate, asked, messages[-1]["content"])
-
-
-def likelihood_ranking(
-    graph: Graph, findings: Sequence[str], excluded: Sequence[str], top: int
-) -> RankedDiseases:
-    """Ranks by likelihood ratios (vglm/graph/ranking.py), which needs no training; probabilities are the softmax of the scores
-    over all diseases. The first ranking of a graph builds its index: a second for 12,700 diseases."""
-    ranker = DiseaseRanker(graph, _index(graph))
-    scores = ranker.scores(findings, excluded)
-    weights = np.exp((scores - scores.max()) / TEMPERATURE)
-    best = ranker.best(scores, findings, excluded, top)
-    rows = np.searchsorted(ranker.index.diseases, [graph.index_of(one.id) for one in best])
-    return RankedDiseases(tuple(best), tuple((weights / weights.sum())[rows].tolist()), len(scores))
-
-
-# without the graph, which would never be freed otherwise
-_index = once_per_graph(RankingIndex.build)
