@@ -52,7 +52,7 @@ class LinkOptions:
         if num_entities < _LARGE:
             return cls(seed=seed)
         large = ComplexOptions(
-            rank=128, epochs=20, batch=1000, regularisation=0.1, relation_weight=0.05, negatives=4000
+            rank=128, epochs=12, batch=1000, regularisation=0.1, relation_weight=0.05, negatives=4000
         )
         return cls(complex=large, validate_every=2, seed=seed)
 

@@ -63,7 +63,7 @@ class Factors(nn.Module):
             # Re(<left, w, conj(right)>) is the inner product of w with conj(left) * right.
             scores = _product(_conjugate(left, options), right, options) @ self.relations.weight.T
             loss = loss + options.relation_weight * F.cross_entropy(scores, relation)
-        cubes = sum(_moduli(part, options).pow(3).sum() for part in (left, middle, right))
+        cubes = _cubed_moduli(torch.cat([left, middle, right]), options)
         return loss + options.regularisation * cubes / len(questions)
 
     def part(self) -> ComplexPart:
@@ -120,8 +120,11 @@ def _conjugate(values: Tensor, options: ComplexOptions) -> Tensor:
     return torch.cat([real, -imaginary], -1)
 
 
-def _moduli(values: Tensor, options: ComplexOptions) -> Tensor:
-    if options.kind != "complex":
-        return values.abs()
-    real, imaginary = values.chunk(2, -1)
-    return (real.square() + imaginary.square()).clamp_min(1e-18).sqrt()
+def _cubed_moduli(values: Tensor, options: ComplexOptions) -> Tensor:
+    """The sum of |z|^3, which N3 keeps small."""
+    squares = values.square()
+    if options.kind == "complex":
+        real, imaginary = squares.chunk(2, -1)
+        squares = real + imaginary
+    squares = squares.clamp_min(1e-18)  # the square root has no slope at 0
+    return (squares * squares.sqrt()).sum()
