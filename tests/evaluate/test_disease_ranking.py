@@ -24,11 +24,12 @@ def test_every_case_is_ranked_once_by_every_system(hpo: HPO) -> None:  # noqa: F
     assert found.places[OURS].mean() < 12  # chance is 20.5
     assert found.calibration[0] > 0
     assert 0 < found.calibration[1] <= 1
+    assert (found.train().calibration == found.calibration).all()
 
 
 def test_means_by_case_and_by_disease() -> None:
     cases = [Case(disease, False, frozenset(), [], []) for disease in "aaab"]
-    shown = figures(Validated(cases, {OURS: np.array([1, 1, 1, 10.0])}, np.ones(2, np.float32)), "a note")
+    shown = figures(Validated(cases, {OURS: np.array([1, 1, 1, 10.0])}, np.ones(2, np.float32), []), "a note")
     found = {(f.data, f.metric): f for f in shown}
     assert found["by case", "Top-1"].value == 0.75
     assert found["by disease", "Top-1"].value == 0.5

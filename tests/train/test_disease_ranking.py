@@ -195,7 +195,8 @@ def test_no_examples() -> None:
 
 
 def test_at_most_so_many_cases_of_a_disease(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disease_ranking, "MAX_CASES", 3)
+    monkeypatch.setattr(disease_ranking, "MAX_CASES", 4)
+    monkeypatch.setattr(disease_ranking, "MAX_CITED", 3)
     cases = [Case(d, cited, frozenset(), [], []) for d in "ab" for cited in (True, True, True, False, False)]
     chosen = choose_cases(cases)
     assert [(c.disease, c.cited) for c in chosen].count(("a", False)) == 2

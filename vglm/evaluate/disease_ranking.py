@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from vglm.encoder.disease_index import disease_index
-from vglm.encoder.disease_ranker import CANDIDATES
+from vglm.encoder.disease_ranker import CANDIDATES, Weights
 from vglm.errors import ConfigError
 from vglm.evaluate.report import OURS, RESAMPLES, Figure
 from vglm.graph.hpo import HPO, load_hpo
@@ -46,23 +46,30 @@ def run(data: Path, hpo_directory: Path | None = None, limit: int | None = None)
         chosen = np.random.default_rng(0).permutation(len(cases))[:limit]
         cases = [cases[i] for i in sorted(chosen.tolist())]
     note = ", ".join(f"{count:,} cases left out: {why}" for why, count in left_out.items() if count)
-    return figures(cross_validate(hpo, cases, genes), note)
+    return figures(cross_validate(hpo, cases, genes, cache_dir=home() / "graphs"), note)
 
 
 @dataclass(frozen=True)
 class Validated:
     """N uncited cases: the `places` float64[N] of the true disease by each system, and the calibration of the model,
-    float32[2], by all of them."""
+    float32[2], by all of them; `training` are the thinned examples of all folds."""
 
     cases: list[Case]
     places: dict[str, Floats]
     calibration: npt.NDArray[np.float32]
+    training: list[Example]
+
+    def train(self) -> Weights:
+        """The weights to ship: trained on all folds, and calibrated."""
+        return replace(fit(self.training), calibration=self.calibration)
 
 
-def cross_validate(hpo: HPO, cases: Sequence[Case], genes: Path | None, seed: int = 0) -> Validated:
+def cross_validate(
+    hpo: HPO, cases: Sequence[Case], genes: Path | None, seed: int = 0, cache_dir: Path | None = None
+) -> Validated:
     """Ranks every uncited case by a model that was trained on the other folds; raises ConfigError when there is none."""
     fold_of = folds([case.disease for case in cases], family_keys(hpo, cases, genes), FOLDS, seed)
-    training, tested = _examples(hpo, cases, seed)
+    training, tested = _examples(hpo, cases, seed, cache_dir)
     if not tested:
         raise ConfigError("no published case whose papers its disease does not cite: nothing to evaluate")
     tested.sort(key=lambda e: fold_of[e.case.disease])
@@ -77,12 +84,14 @@ def cross_validate(hpo: HPO, cases: Sequence[Case], genes: Path | None, seed: in
     ranked = [e.case for e in tested]
     inside = [e.places["screening"] <= CANDIDATES for e in tested]
     calibration = calibrate(list(zip(scores, inside, _disease_weights(ranked).tolist(), strict=True)))
-    return Validated(ranked, {name: np.array(found) for name, found in places.items()}, calibration)
+    return Validated(ranked, {name: np.array(found) for name, found in places.items()}, calibration, training)
 
 
-def _examples(hpo: HPO, cases: Sequence[Case], seed: int) -> tuple[list[Example], list[Example]]:
+def _examples(
+    hpo: HPO, cases: Sequence[Case], seed: int, cache_dir: Path | None
+) -> tuple[list[Example], list[Example]]:
     """Thinned examples to train on, and whole ones of the uncited cases to test."""
-    index = disease_index(hpo.graph)
+    index = disease_index(hpo.graph, cache_dir)
     random = np.random.default_rng(seed)
     chosen = {id(case) for case in choose_cases(cases, seed)}
     training: list[Example] = []

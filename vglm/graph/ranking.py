@@ -16,7 +16,7 @@ case tables the features noted as absent are those that other patients with the 
 are hardly evidence against it.
 
 The constants were chosen by hand on 822 uncited published cases, at most 15 of a disease; around these values
-the figures are flat. `examples/evaluate_ranking.py` measures them on all cases.
+the figures are flat. `vglm eval disease_ranking` measures them on all cases.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Trains the disease ranker: a conditional logit of the true disease among the candidates, on published patients.
 
-    weights = fit(examples)
-    weights.save("disease-ranker.safetensors")
+    vglm train diseases DATA/phenopackets/patients.jsonl.gz --out disease-ranker.safetensors
 
 Weights are pulled towards zero except those of the screening's score and of the prior, so that with little data the ranking
 stays that of the screening. A disease counts by the square root of its number of cases, because a few diseases have hundreds.
@@ -11,35 +10,31 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from vglm.encoder.disease_index import disease_index
 from vglm.encoder.disease_pooling import POOLED
 from vglm.encoder.disease_ranker import CLIP, PRIOR, Weights
 from vglm.errors import ConfigError
-from vglm.graph.hpo import HPO
-from vglm.train.disease_cases import Case, read_cases
-from vglm.train.disease_examples import Example, example, thinned
+from vglm.train.disease_cases import Case
+from vglm.train.disease_examples import Example
 
 PENALTY = 0.2  # of the sum of squares of the scaled weights
 CITED_WEIGHT = 0.5  # of a cited case: what is left of its disease is sparser than what a new patient meets
-MAX_CASES = 25  # of one disease, uncited ones first
+MAX_CASES, MAX_CITED = 25, 10  # of one disease; cited ones only where there are not that many uncited
 _ITERATIONS = 100
 
 
 def choose_cases(cases: Sequence[Case], seed: int = 0) -> list[Case]:
-    """At most `MAX_CASES` of each disease, drawn at random, uncited ones first."""
+    """At most `MAX_CASES` of each disease, drawn at random, uncited ones first; cited ones up to `MAX_CITED` in all."""
     order = np.random.default_rng(seed).permutation(len(cases)).tolist()
     order.sort(key=lambda i: cases[i].cited)
     taken: Counter[str] = Counter()
     chosen: list[int] = []
     for i in order:
-        if taken[cases[i].disease] < MAX_CASES:
+        if taken[cases[i].disease] < (MAX_CITED if cases[i].cited else MAX_CASES):
             taken[cases[i].disease] += 1
             chosen.append(i)
     return [cases[i] for i in sorted(chosen)]
@@ -122,19 +117,3 @@ def calibrate(scored: Sequence[tuple[npt.NDArray[np.float32], bool, float]]) -> 
 
 def _log_share(scores: npt.NDArray[np.float32]) -> float:
     return float(scores[0] - scores.max() - np.log(np.exp(scores - scores.max()).sum()))
-
-
-def examples_of(hpo: HPO, cases: Sequence[Case], cache_dir: Path | None = None) -> list[Example]:
-    """Thinned examples of the cases that can be examples."""
-    index = disease_index(hpo.graph, cache_dir)
-    random = np.random.default_rng(0)
-    made = (example(hpo, index, case) for case in cases)
-    return [thinned(found, random) for found in made if found is not None]
-
-
-def train(
-    patients: Path, hpo: HPO, calibration: npt.NDArray[np.float32], cache_dir: Path | None = None
-) -> Weights:
-    """The weights to ship: from all cases, with the calibration that cross-validation found."""
-    cases, _ = read_cases(patients, hpo)
-    return replace(fit(examples_of(hpo, choose_cases(cases), cache_dir)), calibration=calibration)
