@@ -22,9 +22,9 @@ SMALL = ComplexOptions(rank=16, epochs=10, batch=32)
 
 
 def family() -> list[tuple[str, str, str]]:
-    """Twenty rings of six: next, its inverse, and two steps on; each follows from the others."""
+    """Twelve rings of six: next, its inverse, and two steps on; each follows from the others."""
     triples = []
-    for ring in range(20):
+    for ring in range(12):
         for i in range(6):
             here, after, later = (f"n{ring}.{(i + step) % 6}" for step in (0, 1, 2))
             triples += [(here, "next", after), (after, "previous", here), (here, "skip", later)]
@@ -48,7 +48,7 @@ def test_it_learns_and_repeats() -> None:
     assert seen[-1].loss < seen[0].loss
     questions = both_directions(data.true, data.num_relations)
     known = KnownAnswers(both_directions(np.concatenate([data.train, data.valid]), 3), 3)
-    assert (1 / filtered_ranks(model.score, questions, known)).mean() > 0.5  # by chance: 0.04
+    assert (1 / filtered_ranks(model.score, questions, known)).mean() > 0.5  # by chance: 0.07
     again = train_links(data, options)
     np.testing.assert_array_equal(model.score_tails([0], [0]), again.score_tails([0], [0]))
 
@@ -89,7 +89,7 @@ def test_a_graph_with_texts(tmp_path: Path) -> None:
     assert [part.kind for part in model.parts] == ["complex", "text", "evidence"]
     model.save(tmp_path / "links.safetensors")
     ranked = rank_candidates(
-        LinkModel.load(tmp_path / "links.safetensors"), graph, "n19.5", "skip", None, k=3
+        LinkModel.load(tmp_path / "links.safetensors"), graph, "n11.5", "skip", None, k=3
     )
     assert edges[-1]["target"] in {entity.id for entity in ranked}
 

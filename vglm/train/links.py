@@ -122,6 +122,7 @@ class _Training:
         parts = [both_directions(part, data.num_relations) for part in (data.train, data.valid, data.true)]
         self.questions, self.validation, _ = parts
         self.known = KnownAnswers(np.concatenate(parts), data.num_relations)
+        self.given = KnownAnswers(np.concatenate(parts[:2]), data.num_relations)  # what may be fitted on
 
     def model(self, encoder: TextVectors | None) -> LinkModel:
         data, options = self.data, self.options
@@ -203,4 +204,4 @@ class _Training:
         def score(given: Longs, relations: Longs) -> Float32:
             return np.concatenate([part.scores(given, relations) for part in parts])
 
-        return fit_mix(score, self.validation, self.known, self.data.num_relations, seed=self.options.seed)
+        return fit_mix(score, self.validation, self.given, self.data.num_relations, seed=self.options.seed)
