@@ -177,6 +177,15 @@ def test_bad_files(tmp_path: Path) -> None:
     assert set(load_file(good)) == set(Weights.__dataclass_fields__)
 
 
+def test_what_ships_ranks_a_graph_that_it_has_never_seen() -> None:
+    path = Path(__file__).parents[2] / "models/open-autoglm-v1/disease-ranker.safetensors"
+    graph = random_hpo(11)
+    annotated = [e.target for e in graph.edges_of("OMIM:7", "out", "has phenotype")]
+    best = DiseaseModel.load(path).rank(graph, annotated, top=1)[0]
+    assert best.id == "OMIM:7"
+    assert 0 < (best.probability or 0) < 1
+
+
 def test_names_of_the_inputs_are_their_places(graph: Graph) -> None:
     index = disease_index(graph)
     present = np.array([graph.index_of(FINDINGS[0])], np.int32)

@@ -21,7 +21,7 @@ from vglm.errors import ConfigError
 from vglm.train.disease_cases import Case
 from vglm.train.disease_examples import Example
 
-PENALTY = 0.2  # of the sum of squares of the scaled weights
+PENALTY = 0.5  # of the sum of squares of the scaled weights; the largest within a standard error of the best in validation
 CITED_WEIGHT = 0.5  # of a cited case: what is left of its disease is sparser than what a new patient meets
 MAX_CASES, MAX_CITED = 25, 10  # of one disease; cited ones only where there are not that many uncited
 _ITERATIONS = 100
