@@ -136,4 +136,27 @@ def classifier(
     train_and_judge(dataset, out, directed, cross_validate)
 
 
+@train.command(
+    epilog="Examples:\n\nvglm train diseases DATA/phenopackets/patients.jsonl.gz --out disease-ranker.safetensors\n\n"
+    "A patient is a line of JSON: hpo and hpo_excluded ([id, ...] each), pmid, disease ([id, name]), variants."
+)
+def diseases(
+    patients: Annotated[Path, typer.Argument(help="Published cases, a JSON object a line, .gz or not.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path(
+        "disease-ranker.safetensors"
+    ),
+    hpo: Annotated[
+        Path | None, typer.Option(help="Folder of an ontology release; default: fetched on first use.")
+    ] = None,
+) -> None:
+    """Learn to rank the diseases of the Human Phenotype Ontology for a patient's findings.
+
+    Cross-validated by disease first, which also calibrates the probabilities; 2 GB of memory. Needs vglm\\[train].
+    """
+    from vglm.cli_train_report import prepare_file, train_diseases
+
+    prepare_file(out)
+    train_diseases(patients, out, hpo)
+
+
 train.command(epilog=ADAPTER_EPILOG)(adapter)

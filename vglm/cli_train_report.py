@@ -64,3 +64,26 @@ def train_and_judge(dataset: Path, out: Path, directed: bool, seeds: int) -> Non
     print(f"leave-one-out accuracy {model.about['leave-one-out accuracy']}", file=sys.stderr)
     print(f"{size(out.stat().st_size)}", file=sys.stderr)
     print(out)
+
+
+def train_diseases(patients: Path, out: Path, release: Path | None) -> None:
+    """Cross-validate the disease ranker, show the figures, and write the one that has seen all cases."""
+    from vglm.evaluate.disease_ranking import cross_validate, figures
+    from vglm.evaluate.report import show
+    from vglm.graph.hpo import load_hpo
+    from vglm.model.pull import home, pull_hpo
+    from vglm.train.disease_cases import read_cases
+    from vglm.train.run import peak_memory
+
+    folder = release or pull_hpo(progress=False)
+    hpo = load_hpo(folder, home() / "graphs")
+    cases, left_out = read_cases(patients, hpo)
+    print(f"{len(cases):,} cases", file=sys.stderr)
+    for why, count in left_out.items():
+        if count:
+            print(f"{count:,} left out: {why}", file=sys.stderr)
+    validated = cross_validate(hpo, cases, folder / "genes_to_phenotype.txt", cache_dir=home() / "graphs")
+    show(figures(validated))
+    validated.train().save(out)
+    print(f"{size(out.stat().st_size)}, peak memory {size(peak_memory())}", file=sys.stderr)
+    print(out)

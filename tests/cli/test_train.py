@@ -88,7 +88,9 @@ def test_help_has_examples_for_every_command(here: Here) -> None:
         ["train", "links"],
         ["train", "encoder"],
         ["train", "classifier"],
+        ["train", "diseases"],
         ["train", "adapter"],
+        ["distill"],
         ["eval"],
     ):
         status, output, _ = here(*command, "--help")
@@ -162,6 +164,11 @@ def test_an_encoder_of_two_graphs(here: Here, triples: Path) -> None:
         (["train", "links", "{triples}", "--out", "no/x.safetensors"], "no/x.safetensors: cannot be written"),
         (["train", "links", "{triples}", "--folder", "{triples}"], "is a file; give another --folder"),
         (["train", "classifier", "nowhere"], "nowhere"),
+        (
+            ["train", "diseases", "{triples}", "--out", "no/x.safetensors"],
+            "no/x.safetensors: cannot be written",
+        ),
+        (["train", "diseases", "{triples}", "--hpo", "nowhere"], "nowhere"),
         (["eval", "poetry", "--data", "."], "no task 'poetry'; there are disease_ranking"),
         (["eval", "--data", "nowhere"], "--data nowhere: no such folder; docs/training.md"),
         (["eval", "graph_classes", "--data", "."], "graphcls/MUTAG: no such folder"),
