@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.gguf_files import convert_fixture
+from tests.gguf_files import convert_fixture, write_random_llama
 from tests.integration.helpers import tiny_model
 from vglm import LLM
 from vglm.errors import ModelError
@@ -134,6 +134,21 @@ def test_engine_against_the_reference_on_merged_weights(
 
     assert np.abs(scored(folder) - expected).mean() < close
     assert np.abs(scored(base) - expected).mean() > close  # the adapter matters
+
+
+def test_adapted_tensors_are_quantised_to_the_grid_of_their_file(tmp_path: Path) -> None:
+    plain = open_checkpoint(write_random_llama(tmp_path / "model.gguf", "Q4_1"))
+    adapted = open_checkpoint(
+        bundle(tmp_path / "mine", plain.path, matrices(plain, names=("q_proj", "down_proj")))
+    )
+    for name in ("layers.0.q_proj", "layers.0.down_proj"):
+        grid, blocks = adapted.grid(name), plain.blocks(name)
+        assert grid is not None
+        assert blocks is not None
+        assert np.array_equal(grid.scale, blocks.scale)
+        assert adapted.blocks(name) is None
+    assert adapted.grid("layers.0.up_proj") is None
+    assert adapted.blocks("layers.0.up_proj") is not None
 
 
 # ---- packed weights

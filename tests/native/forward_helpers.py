@@ -27,6 +27,7 @@ class TinyCheckpoint:
     config: ModelConfig
     tensors: dict[str, Float32]
     fingerprint: str = "tiny"
+    graph_card: None = None
 
     def names(self) -> list[str]:
         return list(self.tensors)
@@ -35,6 +36,9 @@ class TinyCheckpoint:
         return self.tensors[name]
 
     def blocks(self, name: str) -> Q4Blocks | None:
+        return None
+
+    def grid(self, name: str) -> Q4Blocks | None:
         return None
 
     def tokenizer(self) -> _Bytes:

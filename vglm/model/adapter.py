@@ -160,6 +160,10 @@ class AdaptedCheckpoint(Checkpoint):
         """None for an adapted tensor, which is no longer on the grid of its file: it is quantised anew."""
         return None if name in self._adapted else self.base.blocks(name)
 
+    def grid(self, name: str) -> Q4Blocks | None:
+        """The base's blocks of an adapted tensor: what it is quantised to."""
+        return self.base.blocks(name) if name in self._adapted else None
+
     def source_format(self, name: str) -> str:
         form = self.base.source_format(name)
         return f"{form} + rank {self.adapter.rank}" if name in self._adapted and self.adapter else form

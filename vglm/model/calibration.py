@@ -12,6 +12,7 @@ import numpy as np
 
 from vglm.model.checkpoint import Checkpoint
 from vglm.model.reference import Float32, Reference, causal_mask, rms_norm
+from vglm.model.rounding import error_factor
 
 MAX_TOKENS = 384
 _FLOOR = 0.05  # a channel that is almost dead counts as this share of the median, so that no scale explodes
@@ -37,25 +38,62 @@ To bake bread you need flour, water, salt and yeast. Mix them, let the dough res
 until the crust is brown.
 """
 
+# What models that were trained for graphs read and write besides.
+GRAPH_TEXT = """Graph:
+Brittle bone syndrome (disease)
+- has phenotype: Blue sclerae (frequency 41/52)
+- has phenotype: Recurrent fractures (very frequent, 80-99 %)
+- has phenotype: Hearing impairment
+- has phenotype: Short stature (frequent, 30-79 %)
+Patient: Recurrent fractures, Blue sclerae, Conductive hearing impairment, Fever. Absent: Short stature.
+Why may it be Brittle bone syndrome?
+[Brittle bone syndrome] fits: [Recurrent fractures] is very frequent in it, [Blue sclerae] is seen in 41 of 52 patients, and \
+the conductive hearing impairment matches [Hearing impairment]. It does not explain the fever.
+Graph:
+Lisbon (city): The capital of Portugal.
+- lies on: Tagus
+- twinned with: Madrid, Rio de Janeiro
+guitar (noun): a stringed instrument with a long neck
+- hypernym: stringed instrument
+- part of: band
+Complete the triple (Lisbon, capital of, ?) of the graph. Answer with the name that belongs in place of ?.
+Portugal
+"""
+
 
 class Calibration(Reference):
     """One fp32 forward pass over TEXT, a layer at a time, keeping one layer's tensors in memory."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint.config, checkpoint.tensor)
-        ids = checkpoint.tokenizer().encode(TEXT)[:MAX_TOKENS]
+        reads_graphs = checkpoint.graph_card is not None and checkpoint.graph_card.spans
+        tokenizer = checkpoint.tokenizer()
+        ids = tokenizer.encode(TEXT)[:MAX_TOKENS]
+        if reads_graphs:
+            ids = tokenizer.encode(GRAPH_TEXT)[:MAX_TOKENS] + ids
         vocabulary = checkpoint.config.vocab_size
         self._ids = [token for token in ids if token < vocabulary] or [0]
         self._mask = causal_mask(len(self._ids), checkpoint.config.sliding_window)
         self._positions = np.arange(len(self._ids))
         self._x = self.embed(self._ids)
         self._rms: dict[str, Float32] = {}
+        self._inputs: dict[str, Float32] = {}
+        self._factors: dict[str, Float32] = {}
 
     def run_layer(self, layer: int) -> dict[str, Float32]:
         """Root mean square per channel of the inputs of `q`, `gate` and `down`, float32 [channels] each."""
         self._rms = {}
+        self._inputs = {}
+        self._factors = {}
         self._x = self._layer(layer, self._x, self._positions, self._mask)
         return self._rms
+
+    def error_factor(self, name: str) -> Float32:
+        """Of the inputs that a projection of the last layer had, "q" to "down": see vglm/model/rounding.py."""
+        source = {"k": "q", "v": "q", "up": "gate"}.get(name, name)  # they read the same
+        if source not in self._factors:
+            self._factors[source] = error_factor(self._inputs[source])
+        return self._factors[source]
 
     def forget_layer(self, layer: int) -> None:
         """Drop the tensors of a layer that is done."""
@@ -67,6 +105,8 @@ class Calibration(Reference):
         return _channel_rms(rms_norm(self._x, self.weight("final_norm"), self.config.norm_eps))
 
     def _linear(self, layer: int, name: str, x: Float32) -> Float32:
+        if name in ("q", "o", "gate", "down"):
+            self._inputs[name] = x
         if name in ("q", "gate", "down"):
             self._rms[name] = _channel_rms(x)
         return super()._linear(layer, name, x)

@@ -109,6 +109,11 @@ class Checkpoint:
         order = recipe.permute
         return Q4Blocks(blocks.quants[order], blocks.scale[order], blocks.minimum[order])
 
+    def grid(self, name: str) -> Q4Blocks | None:
+        """Blocks of 4 bits near a tensor that is not stored in 4 bits itself, None if there are none: see AdaptedCheckpoint."""
+        del name
+        return None
+
     def source_format(self, name: str) -> str:
         """Storage format of a canonical tensor in the file."""
         return self._source.format(self._recipe(name).source)

@@ -19,6 +19,7 @@ from vglm.model.calibration import Calibration, balance
 from vglm.model.checkpoint import Checkpoint, Q4Blocks
 from vglm.model.config import ModelConfig
 from vglm.model.layout import FloatArray, PackedLinear, padded
+from vglm.model.rounding import round_to_grid
 
 Shard = Literal["column", "row"]
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -238,6 +239,12 @@ class _Packer:
         blocks: Q4Blocks | None = self.checkpoint.blocks(part)
         if blocks is not None and (kind != "o" or self.config.head_dim == padded_head_dim(self.config)):
             return blocks.quants, blocks.scale, blocks.minimum
+        grid = self.checkpoint.grid(part)
+        if grid is not None and (kind != "o" or self.config.head_dim == padded_head_dim(self.config)):
+            assert self._calibration is not None
+            factor = self._calibration.error_factor(part.rpartition(".")[2].removesuffix("_proj"))
+            quants = round_to_grid(self.tensor(part), grid.scale, grid.minimum, factor)
+            return quants, grid.scale, grid.minimum
         return layout.quantise_int4(self._columns(kind, self.tensor(part)))
 
 
