@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -40,9 +41,12 @@ class DiseaseIndex:
         edges = np.flatnonzero(np.isin(graph.columns.sources, ranking.diseases))
         return cls(ranking, properties(graph, ranking.diseases, edges), DiseaseVectors.build(ranking))
 
-    def mean_breadth(self) -> float:
-        """Log of the mean number of findings that a disease predicts, the offset included."""
-        return math.log(float((self.ranking.expected_findings + BREADTH_OFFSET).mean()))
+    @cached_property
+    def breadth(self) -> Floats:
+        """Log of the number of findings that each disease predicts, relative to the mean, float32[D], as the likelihood
+        method has it."""
+        predicted = self.ranking.expected_findings + BREADTH_OFFSET
+        return (np.log(predicted) - math.log(predicted.mean())).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,7 @@ def screen(index: DiseaseIndex, findings: Ints, excluded: Ints) -> Screening:
     lifts *= 1 - NOISE
     lifts += NOISE
     log_lifts = np.log(lifts, out=lifts)
-    breadth = np.log(ranking.expected_findings + BREADTH_OFFSET) - index.mean_breadth()
-    scores = log_lifts.sum(axis=0) - (len(findings) * BREADTH_WEIGHT * breadth).astype(np.float32)
+    scores = log_lifts.sum(axis=0) - np.float32(len(findings) * BREADTH_WEIGHT) * index.breadth
     for finding in excluded.tolist():
         held = ranking.holders(finding)
         frequencies = ranking.holder_frequencies[held]
@@ -88,9 +91,9 @@ def screen(index: DiseaseIndex, findings: Ints, excluded: Ints) -> Screening:
 
 @dataclass(frozen=True)
 class Candidates:
-    """K diseases: their annotations as CSR (`starts` int64[K + 1], `terms` int32[A], `frequencies` float32[A]), their
-    first `scores` and those `around` them float32[K], `neighbours` int32[K, k] as rows of the index with `weights`,
-    `vectors` float32[K, W], and `properties`."""
+    """K diseases, each with at least one annotation: these as CSR (`starts` int64[K + 1], `terms` int32[A], `frequencies`
+    float32[A]), the first `scores` and those `around` them float32[K], `neighbours` int32[K, k] as rows of the index with
+    `weights`, `vectors` float32[K, W], and `properties`."""
 
     starts: npt.NDArray[np.int64]
     terms: Ints
@@ -105,7 +108,7 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    @property
+    @cached_property
     def owners(self) -> npt.NDArray[np.int64]:
         """The candidate of each annotation, int64[A]."""
         return np.repeat(np.arange(len(self)), np.diff(self.starts))

@@ -178,13 +178,14 @@ def whole(
     index: RankingIndex, candidates: Candidates, matches: Floats, shared: Shared, screening: Screening
 ) -> Floats:
     """Every candidate as a whole, float32[K, len(WHOLE)], from what `match` gave for the findings."""
-    owners, size = candidates.owners, len(candidates)
+    size = len(candidates)
     frequencies, closest = candidates.frequencies, shared.closest
-    content = np.maximum(index.information_content[candidates.terms], 0.1)
-    count = np.maximum(np.diff(candidates.starts), 1)
+    content: Floats = np.maximum(index.information_content[candidates.terms], np.float32(0.1))
+    count = np.diff(candidates.starts).astype(np.float32)
 
-    def per_candidate(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-        return np.bincount(owners, values, size).astype(np.float64, copy=False)
+    def per_candidate(values: Floats) -> Floats:
+        sums: Floats = np.add.reduceat(values, candidates.starts[:-1])
+        return sums
 
     expected = per_candidate(frequencies)
     n = len(matches)
@@ -196,7 +197,7 @@ def whole(
     out[:, 4] = per_candidate(frequencies * closest / content) / np.maximum(expected, 0.1)
     out[:, 5] = per_candidate(closest / content) / count
     out[:, 6] = per_candidate(frequencies * closest) / np.maximum(per_candidate(frequencies * content), 0.1)
-    out[:, 7] = per_candidate(np.where(frequencies >= 0.6, 1 - closest / content, 0)) / count
+    out[:, 7] = per_candidate(np.where(frequencies >= 0.6, 1 - closest / content, np.float32(0))) / count
     out[:, 8] = np.log1p(expected)
     out[:, 9] = per_candidate(content) / count
     out[:, 10] = candidates.around / n
