@@ -154,7 +154,7 @@ def test_what_the_model_reads(graph: Graph) -> None:
         "- has phenotype: Tall stature (frequency 10/10)\n"
     )
     assert explained_question(part, best) == (
-        "Patient: Scoliosis, High myopia, Ectopia lentis, Deafness. Absent: Tall stature.\n"
+        "Patient: Scoliosis, High myopia (as Myopia), Ectopia lentis. Not explained: Deafness. Absent: Tall stature.\n"
         "Why may it be Marfan syndrome?"
     )
 

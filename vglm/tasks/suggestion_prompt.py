@@ -6,7 +6,7 @@ A model that was trained for graphs (`GraphCard.spans`) is asked in few words, a
     Marfan syndrome (disease)
     - has phenotype: Ectopia lentis (frequency 119/251)
     - has phenotype: Scoliosis (frequent, 30-79 %)
-    Patient: Ectopia lentis, Scoliosis, Deafness. Absent: Tall stature.
+    Patient: Ectopia lentis, High myopia (as Myopia), Scoliosis. Not explained: Deafness. Absent: Tall stature.
     Why may it be Marfan syndrome?
 
 The training of the adapter uses these functions too: change the words, and it has to be trained again.
@@ -25,7 +25,9 @@ from vglm.graph.text import one_line
 MOST_EVIDENCE = 8  # phenotypes of one candidate that the model reads, the weightiest
 MOST_FINDINGS = 12  # of the patient that are written out
 MOST_AGAINST = 4  # excluded findings that are, the weightiest
-QUESTION = "Patient: {findings}.{absent}\nWhy may it be {candidate}?"
+QUESTION = "Patient: {findings}.{left}{absent}\nWhy may it be {candidate}?"
+LEFT = " Not explained: {findings}."
+AS = "{finding} (as {phenotype})"
 ABSENT = " Absent: {findings}."
 
 
@@ -56,14 +58,26 @@ def explained_graph(graph: Graph, candidate: Candidate) -> Graph:
 def explained_question(part: Graph, candidate: Candidate) -> str:
     """The question after `part`, the candidate's `explained_graph`.
 
-    The findings stand in the order of their weight for this candidate, those that it does not explain last; of more than
-    MOST_FINDINGS the last are left out.
+    The findings that it explains stand in the order of their weight for this candidate, each with the phenotype that it matches
+    where that is another one; then those that it does not explain. Of more than MOST_FINDINGS the last are left out.
     """
     name = Records(part).short_name(part.index_of(candidate.id))
-    present = [item.finding_name for item in candidate.evidence][:MOST_FINDINGS]
+    read = candidate.evidence[:MOST_FINDINGS]
+    explained = [_finding(item) for item in read if item.explained]
+    left = [item.finding_name for item in read if not item.explained]
     against = [item.finding_name for item in _against(candidate)]
-    absent = ABSENT.format(findings=_listed(against)) if against else ""
-    return QUESTION.format(findings=_listed(present), absent=absent, candidate=name)
+    return QUESTION.format(
+        findings=_listed(explained) if explained else "none explained",
+        left=LEFT.format(findings=_listed(left)) if left else "",
+        absent=ABSENT.format(findings=_listed(against)) if against else "",
+        candidate=name,
+    )
+
+
+def _finding(item: Evidence) -> str:
+    if item.exact:
+        return item.finding_name
+    return AS.format(finding=item.finding_name, phenotype=item.matched_name)
 
 
 def _against(candidate: Candidate) -> list[Evidence]:

@@ -20,7 +20,7 @@ from vglm.graph.text import one_line
 from vglm.tasks.suggestion_prompt import MOST_FINDINGS, explained_graph, explained_question
 from vglm.train.samples import Sample, Turn
 
-MOST_SAID = 4  # phenotypes that one explanation mentions
+MOST_SAID = 3  # phenotypes that one explanation mentions
 CANDIDATES = 3  # of one patient
 _FRACTION = re.compile(r"\d+/\d+")
 
@@ -40,7 +40,7 @@ def simulated_findings(
     findings += [edge.target for edge in rng.sample(others, min(len(others), rng.randint(0, 2)))]
     findings = list(dict.fromkeys(findings))
     left = [node for node in held if node not in findings]
-    excluded = rng.sample(left, min(len(left), rng.choice((0, 0, 1, 2))))
+    excluded = rng.sample(left, min(len(left), rng.choice((0, 0, 1, 3, 6))))
     return findings, excluded
 
 
@@ -88,11 +88,11 @@ def explanation_text(part: Graph, candidate: Candidate, rng: random.Random) -> s
         things = [_thing(part, records, node, items) for node, items in parts]
         sentences = [f"{disease} would account for {_joined(things)}."]
     else:
-        clauses = [_clause(part, records, node, items, rng) for node, items in parts]
+        clauses = [_clause(part, records, node, items) for node, items in parts]
         opening = rng.choice(("{} fits: {}.", "{} may explain this: {}.", "{} is a candidate because {}."))
         sentences = [opening.format(disease, _joined(clauses))]
     if unexplained:
-        sentences.append(_left_over(unexplained[:3], rng))
+        sentences.append(_left_over(unexplained[:2], rng))
     against = [item for item in candidate.against if item.matched in part]
     if against:
         absent = list(dict.fromkeys(_named(records, item.matched) for item in against[:2]))
@@ -112,18 +112,19 @@ def _left_over(findings: list[str], rng: random.Random) -> str:
     return rng.choice(words).format(names)
 
 
-def _clause(part: Graph, records: Records, node: str, items: list[Evidence], rng: random.Random) -> str:
+def _clause(part: Graph, records: Records, node: str, items: list[Evidence]) -> str:
     """What speaks for the candidate in one phenotype of it."""
     name = _named(records, node)
     often = _how_often(part, node)
     other = [item.finding_name for item in items if item.finding != node]
-    if other and len(other) == len(items):
+    if len(other) == len(items):
         return f"{_lowered(other[0])} matches {name}{f' ({often})' if often else ''}"
     if not often:
-        return rng.choice((f"{name} is one of its findings", f"it has {name}"))
+        return f"{name} is one of its findings"
     if _FRACTION.fullmatch(often):
-        return rng.choice((f"{name} is seen in {often} patients", f"{name} was found in {often}"))
-    return rng.choice((f"{name} is {often}", f"{name} belongs to it ({often})"))
+        return f"{name} is seen in {often} patients"
+    how, _, share = often.partition(", ")
+    return f"{name} is {how} ({share})" if share else f"{name} is {how}"
 
 
 def _thing(part: Graph, records: Records, node: str, items: list[Evidence]) -> str:
