@@ -141,7 +141,7 @@ class GraphClassifier:
         """Write one safetensors file. The training graphs' counts are stored sparsely; their ids and texts are not."""
         table = np.ascontiguousarray(self.kernel.table)
         rows, columns = np.nonzero(table)
-        tensors = {
+        tensors: dict[str, npt.NDArray[Any]] = {
             "values": table[rows, columns],
             "columns": columns.astype(np.int32),
             "rows": rows.astype(np.int32),

@@ -142,11 +142,13 @@ class Kernel:
     def distance(self, row: Floats) -> npt.NDArray[np.float64]:
         """float64[M]: the Laplace kernel's distance to every reference."""
         logs = (log_counts(row) * self.scales)[self.scales > 0]
-        return np.abs(self.logs - logs).sum(axis=1, dtype=np.float64)
+        found: npt.NDArray[np.float64] = np.abs(self.logs - logs).sum(axis=1, dtype=np.float64)
+        return found
 
     def overlap(self, row: Floats, own: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """float64[M]: the mean of the intersections; `own` float64[3] are the sums of all the graph's counts."""
-        return (self.shared(row) / normalisers(self.sizes, own)).mean(axis=0)
+        found: npt.NDArray[np.float64] = (self.shared(row) / normalisers(self.sizes, own)).mean(axis=0)
+        return found
 
     def shared(self, row: Floats) -> npt.NDArray[np.float64]:
         """float64[3, M]: histogram intersections with every reference. Only columns that the graph has are read."""
