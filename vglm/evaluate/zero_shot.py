@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -189,22 +189,17 @@ class Encoders:
         self.folder = folder
 
     def reciprocal_ranks(self, sources: Sequence[str], target: str, limit: int | None) -> list[Reciprocal]:
-        """Of encoders of each seed trained on `sources`, asked about `target`: float64[n] per seed.
-
-        Trained on variations of the sources, unless the target is the source itself.
-        """
+        """Of encoders of each seed trained on `sources`, asked about `target`: float64[n] per seed."""
         asked = self.sets[target]
         found = []
         for seed in range(self.seeds):
-            scorer = encoder_scorer(
-                self.encoder(sources, seed, tuple(sources) == (target,)), asked.graph.structure
-            )
+            scorer = encoder_scorer(self.encoder(sources, seed), asked.graph.structure)
             found.append(asked.reciprocal_ranks(scorer, limit))
         return found
 
-    def encoder(self, sources: Sequence[str], seed: int, itself: bool = False) -> RelationalEncoder:
+    def encoder(self, sources: Sequence[str], seed: int) -> RelationalEncoder:
         """Trained now, or taken from the folder; a training that was stopped goes on."""
         graphs = [self.sets[name].graph for name in sources]
-        place = self.folder / f"{'-'.join(sources)}{'-itself' if itself else ''}-{seed}"
-        settings = replace(self.settings, vary=0.0) if itself else self.settings
-        return train_relational(graphs, settings, seed, place).encoder()
+        return train_relational(
+            graphs, self.settings, seed, self.folder / f"{'-'.join(sources)}-{seed}"
+        ).encoder()
