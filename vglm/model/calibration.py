@@ -45,7 +45,7 @@ Brittle bone syndrome (disease)
 - has phenotype: Recurrent fractures (very frequent, 80-99 %)
 - has phenotype: Hearing impairment
 - has phenotype: Short stature (frequent, 30-79 %)
-Patient: Recurrent fractures, Blue sclerae, Conductive hearing impairment, Fever. Absent: Short stature.
+Patient: Recurrent fractures, Blue sclerae, Conductive hearing impairment (as Hearing impairment). Not explained: Fever.
 Why may it be Brittle bone syndrome?
 [Brittle bone syndrome] fits: [Recurrent fractures] is very frequent in it, [Blue sclerae] is seen in 41 of 52 patients, and \
 the conductive hearing impairment matches [Hearing impairment]. It does not explain the fever.
