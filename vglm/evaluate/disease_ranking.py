@@ -135,7 +135,8 @@ def figures(validated: Validated, note: str = "") -> list[Figure]:
                 value = float(totals.sum() / weights.sum())
                 low, high = _interval(totals, weights)
                 size = len(places) if data == "by case" else len(sums)
-                found.append(Figure(TASK, data, name, metric, value, low, high, size, 1, note))
+                said = note if name == OURS else ""
+                found.append(Figure(TASK, data, name, metric, value, low, high, size, 1, said))
     return found
 
 
