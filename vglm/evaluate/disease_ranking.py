@@ -34,7 +34,7 @@ METRICS = ("Top-1", "Top-3", "Top-10", "MRR")
 def run(data: Path, hpo_directory: Path | None = None, limit: int | None = None) -> list[Figure]:
     """The figures of the model with and without its prior, of the screening alone, and of both baselines.
 
-    `limit` takes that many cases at random. Memory: about 2 GB; time: about 5 minutes on one core. Raises ConfigError when
+    `limit` takes that many cases at random. Memory: about 2 GB; time: one to two minutes on one core. Raises ConfigError when
     the cases are missing, GraphError when the ontology is.
     """
     from vglm.model.pull import home, pull_hpo
