@@ -18,12 +18,14 @@ from vglm.graph.graph import Graph
 from vglm.graph.hpo import HPO, load_hpo
 from vglm.graph.patient import Patient, known_cases, parse_patient, read_patient
 from vglm.graph.store import GraphStore, Stored
+from vglm.model.bundle import bundled_directory
 from vglm.model.pull import home, pull_hpo
+from vglm.tasks.disease_ranking import DiseaseRanking, disease_ranking_of
 
 if TYPE_CHECKING:
     from vglm import LLM
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
+DEFAULT_MODEL = "open-autoglm-v1"
 DEFAULT_CASE = "marfan"
 EXPLAINED = 3  # candidates that the model explains
 MAX_COMMAS = 8  # in the name of a phenotype
@@ -117,7 +119,8 @@ def run(options: Options) -> None:
     hpo = load_hpo(options.hpo or pull_hpo(progress=not options.as_json), home() / "graphs")
     patient = choose_patient(hpo, options)
     view.patient(hpo, patient)
-    ranking = rank(hpo, patient, options.top)
+    with view.working("ranking all diseases (the first time, what is known of each is worked out)"):
+        ranking = rank(hpo, patient, options.top, ranking_of(options.model))
     view.ranking(ranking.candidates, patient)
     best = ranking.candidates[:EXPLAINED]
     view.evidence(best)
@@ -161,13 +164,18 @@ def _split(values: list[str], hpo: HPO) -> list[str]:
     return terms
 
 
-def rank(hpo: HPO, patient: Patient, top: int) -> Ranking:
-    """Ranks all diseases, twice: the first ranking also pages the cached graph in."""
+def ranking_of(model: str) -> DiseaseRanking:
+    """What ranks diseases: the trained ranking of a model that comes with one, else likelihood ratios. Raises ModelError."""
+    return disease_ranking_of(bundled_directory(model) or Path(model), home() / "graphs")
+
+
+def rank(hpo: HPO, patient: Patient, top: int, ranking: DiseaseRanking) -> Ranking:
+    """Ranks all diseases, twice: the first ranking also builds or reads the index."""
     times: list[float] = []
     candidates: list[Candidate] = []
     for _ in range(2):
         started = time.perf_counter()
-        candidates = hpo.ranker.rank(patient.findings, patient.excluded, top)
+        candidates = list(ranking(hpo.graph, patient.findings, patient.excluded, top).candidates)
         times.append(1000 * (time.perf_counter() - started))
     return Ranking(candidates, *times)
 

@@ -75,7 +75,7 @@ class View:
             ("", True),
             ("Disease", False),
             ("Id", False),
-            ("Score", True),
+            ("Probability", True),
             ("Explained", True),
         ):
             table.add_column(header, justify="right" if right else "left")
@@ -88,7 +88,7 @@ class View:
                 str(candidate.place),
                 Text(one_line(candidate.name), "bold green" if candidate.id == true_id else ""),
                 candidate.id,
-                f"{candidate.score:.1f}",
+                "" if candidate.probability is None else f"{candidate.probability:.1%}",
                 f"{explained}/{len(candidate.evidence)}",
                 Text(best, "dim"),
             )
