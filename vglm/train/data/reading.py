@@ -195,6 +195,8 @@ def listed(names: list[str]) -> str:
 def _joined(part: Graph, records: Records, rng: random.Random) -> Turn | None:
     """How two entities are joined, as `vglm.tasks.explanation` asks."""
     ids = list(part.columns.ids)
+    if len(ids) < 2:
+        return None  # an edge from a node to itself
     a, b = rng.sample(ids, 2)
     found = evidence(part, [a], b, 1, 3)
     if not found:
