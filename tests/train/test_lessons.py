@@ -6,7 +6,9 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from tests.graph import small_hpo
 from vglm.errors import GraphError
@@ -14,6 +16,8 @@ from vglm.graph.graph import Graph
 from vglm.graph.hpo import load_hpo
 from vglm.train.data import reading, shape, stance
 from vglm.train.data.suggestion import suggestion_sample
+from vglm.train.lessons import BATCH_TOKENS, Lesson, Mixture
+from vglm.train.samples import IGNORED, Row, Sample
 
 EDGES = ["a near b", "b near c", "c near d", "a sees d", "e near f", "f sees a", "g near h", "h sees a"]
 TOWN = Graph.from_dict(
@@ -44,6 +48,14 @@ def test_reading_lessons_name_what_is_in_their_part(seed: int) -> None:
             }
             true = any(f" {one}?" in turn.question for one in said)
             assert turn.answer == ("Yes." if true else "No.")
+
+
+def test_a_part_of_one_node_has_no_two_ends_to_join() -> None:
+    loop = Graph.from_dict(
+        {"nodes": [{"id": "a", "name": "a"}], "edges": [{"source": "a", "relation": "likes", "target": "a"}]}
+    )
+    samples = [reading.reading_sample(loop, random.Random(seed)) for seed in range(20)]
+    assert any(sample is not None for sample in samples)
 
 
 def test_a_completion_lesson_hides_its_edge() -> None:
@@ -145,3 +157,20 @@ def test_an_explanation_names_only_what_the_candidate_has(tmp_path: Path) -> Non
             ]
             assert frequency in labels
     assert made > 10
+
+
+def test_modes_that_left_out_different_turns_are_drawn_again() -> None:
+    def row(answers: list[int]) -> Row:
+        targets = np.array([IGNORED, *answers])
+        return Row("reading", targets, targets, targets, np.eye(len(targets), dtype=np.bool_), 2)
+
+    class Writer:
+        def row(self, sample: Sample, mode: str, max_tokens: int) -> Row:
+            other = sample.kind == "differs" and mode == "sequential"
+            return row([5, 7] if other else [5, 6])
+
+    kinds = iter(["differs", "same"])
+    lesson = Lesson("reading", 1.0, BATCH_TOKENS, lambda rng: Sample(next(kinds), ()))
+    _, batches = Mixture([lesson], Writer()).batch(0, ("spans", "sequential"))  # type: ignore[arg-type]
+    assert torch.equal(batches["spans"].targets, batches["sequential"].targets)
+    assert next(kinds, None) is None

@@ -79,8 +79,9 @@ class Mixture:
             if sample is None:
                 continue
             rows = {mode: self.writer.row(sample, mode, lesson.length) for mode in modes}
-            turns = {row.num_turns for row in rows.values() if row is not None}
-            if None not in rows.values() and len(turns) == 1:
+            # as many turns are not yet the same ones: each mode leaves out those that do not fit
+            answers = {row.answer_tokens for row in rows.values() if row is not None}
+            if None not in rows.values() and len(answers) == 1:
                 return rows  # type: ignore[return-value]
         raise ConfigError(f"lesson {lesson.name!r}: no sample fits into {lesson.length} tokens")
 
@@ -131,7 +132,9 @@ def data_lessons(data: Path) -> list[Lesson]:
     if stances.exists():
         cases = [case for case in stance.read_stances(stances) if not stance.is_held_out(case)]
         # the hardest lesson: one bit for each case, so its batches are larger than those of others
-        lessons.append(Lesson("stance", 0.6, 144, lambda rng: stance.stance_sample(rng.choice(cases), rng), 2))
+        lessons.append(
+            Lesson("stance", 0.6, 144, lambda rng: stance.stance_sample(rng.choice(cases), rng), 2)
+        )
     for name in ("connectivity", "cycle"):
         path = data / "graphqa/nlgraph" / name / "train.json"
         if path.exists():

@@ -62,6 +62,11 @@ class Row:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def answer_tokens(self) -> tuple[int, ...]:
+        """What is to be learned, in order."""
+        return tuple(self.targets[self.targets != IGNORED].tolist())
+
 
 class RowWriter:
     """Writes samples as rows, for one model and card."""
