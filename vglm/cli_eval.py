@@ -66,9 +66,9 @@ def evaluate(
 def _run(tasks: list[str], data: Path, given: dict[str, Any], json_: Path | None) -> None:
     """Run the tasks one after the other. The JSON is written after each, so that a kill loses one task alone.
 
-    Without named tasks, one that cannot run (its data are not there) is left out with a note.
+    Without named tasks, one that cannot run (its data or PyTorch are not there) is left out with a note.
     """
-    from vglm.errors import VGLMError
+    from vglm.errors import ConfigError, VGLMError
     from vglm.evaluate.report import show, write_json
 
     to_stdout = json_ == Path("-")
@@ -77,10 +77,12 @@ def _run(tasks: list[str], data: Path, given: dict[str, Any], json_: Path | None
         print(f"== {name}: {TASKS[name]}", file=sys.stderr)
         try:
             found = run_task(name, data, given)
-        except VGLMError as error:
+        except (VGLMError, OSError, ModuleNotFoundError) as error:
+            if tasks and isinstance(error, FileNotFoundError):
+                raise ConfigError(f"{name}: {_reason(error)}; docs/training.md says what it reads") from error
             if tasks:
                 raise
-            print(f"left out: {error}", file=sys.stderr)
+            print(f"left out: {_reason(error)}", file=sys.stderr)
             continue
         figures += found
         if not to_stdout:
@@ -89,6 +91,15 @@ def _run(tasks: list[str], data: Path, given: dict[str, Any], json_: Path | None
             write_json(figures, json_, given)
     if to_stdout:
         write_json(figures, Path("-"), given)
+
+
+def _reason(error: Exception) -> str:
+    """Why a task cannot run, in one line."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"needs {error.name}: pip install 'vglm[train]'"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def run_task(name: str, data: Path, given: dict[str, Any]) -> list[Any]:

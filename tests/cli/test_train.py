@@ -211,3 +211,21 @@ def test_without_torch_the_extra_is_named(vglm: Run, triples: Path, tmp_path: Pa
     assert "Traceback" not in done.stderr
     code = "import sys; import vglm.cli; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_evaluation_goes_on_without_what_is_missing(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_task(name: str, data: Path, given: dict[str, object]) -> list[object]:
+        if name == "completion":
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+        (data / "gone.tsv").read_text()
+        return []
+
+    monkeypatch.setattr("vglm.cli_eval.run_task", run_task)
+    status, _, errors = here("eval", "--data", ".")
+    assert status == 0
+    assert "left out: needs torch: pip install 'vglm[train]'" in errors
+    assert errors.count("left out: gone.tsv: No such file or directory") == len(TASKS) - 1
+    status, _, errors = here("eval", "language", "--data", ".")
+    assert status == 2
+    assert "error: language: gone.tsv: No such file or directory; docs/training.md" in errors
+    assert "PyTorch" in here("eval", "completion", "--data", ".")[2]

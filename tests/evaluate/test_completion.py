@@ -77,3 +77,15 @@ def test_bad_data_is_refused(data: Path) -> None:
     train.write_text(train.read_text() + "a\tb\n")
     with pytest.raises(GraphError, match="line 99: expected head"):
         run(data, sets=["rings"], settings=SETTINGS)
+
+
+def test_a_missing_set_is_refused_before_anything_is_trained(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[object] = []
+    monkeypatch.setattr(
+        "vglm.evaluate.completion.train_links", lambda *given, **options: trained.append(given)
+    )
+    with pytest.raises(GraphError, match="cannot be read"):
+        run(data, sets=["rings", "gone"], settings=SETTINGS | {"gone": Setting("gone", OPTIONS, 1)})
+    assert not trained

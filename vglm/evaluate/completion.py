@@ -93,12 +93,14 @@ def run(
     `encoder` gives the text vectors for sets with texts; by default it is all-MiniLM-L6-v2, which is fetched on first
     use. Raises GraphError for a set that is unknown, missing or damaged.
     """
-    figures: list[Figure] = []
     for name in sets:
         if name not in settings:
             raise GraphError(f"no completion benchmark is called {name!r}; there are {', '.join(settings)}")
+    # All before the first training: a set that is missing must not cost the figures of the others.
+    loaded = {name: load(data / "kg" / settings[name].folder, settings[name]) for name in sets}
+    figures: list[Figure] = []
+    for name, benchmark in loaded.items():
         setting = settings[name]
-        benchmark = load(data / "kg" / setting.folder, setting)
         vectors = _sentence_encoder(encoder) if setting.texts else None
         rows: dict[str, list[Floats]] = {}
         for seed in range(seeds or setting.seeds):
