@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from vglm.encoder.disease_properties import Properties, properties
 from vglm.encoder.disease_vectors import DiseaseVectors, nearest
+from vglm.encoder.products import times_vector
 from vglm.graph.annotations import Annotations
 from vglm.graph.graph import Graph
 from vglm.graph.ranking import (
@@ -85,7 +86,7 @@ def screen(index: DiseaseIndex, findings: Ints, excluded: Ints) -> Screening:
         scores[ranking.holder_rows[held]] += against
     around = np.einsum("dk,dk->d", scores[index.vectors.neighbours], index.vectors.weights)
     vector = index.vectors.encode(terms, ranking.information_content[terms])
-    cosines = index.vectors.diseases @ vector
+    cosines = times_vector(index.vectors.diseases, vector)
     return Screening(log_lifts, scores, around, vector, float(cosines.max()))
 
 

@@ -31,6 +31,7 @@ from vglm.encoder.disease_candidates import (
 from vglm.encoder.disease_index import disease_index
 from vglm.encoder.disease_pooling import POOLED, pooled
 from vglm.encoder.disease_properties import NAMES
+from vglm.encoder.products import times_vector
 from vglm.errors import ModelError
 from vglm.graph.evidence import Candidate
 from vglm.graph.graph import Graph
@@ -141,7 +142,7 @@ class DiseaseModel:
         """The score of every candidate, float32[K], in nats before calibration."""
         w = self.weights
         scaled = (pooled(index, screening, candidates, findings, excluded) - w.mean) / w.scale
-        scores: Floats = np.clip(scaled, -CLIP, CLIP) @ w.match
+        scores: Floats = times_vector(np.clip(scaled, -CLIP, CLIP), w.match)
         scores += w.screening * first_score(candidates.scores, candidates.around)
         if prior:
             scores += self.prior(candidates.properties.values)
@@ -149,7 +150,7 @@ class DiseaseModel:
 
     def prior(self, properties: Floats) -> Floats:
         """What a disease's documentation adds to its score, float32[K]."""
-        added: Floats = documentation(properties) @ self.weights.prior
+        added: Floats = times_vector(documentation(properties), self.weights.prior)
         return added
 
     def probabilities(self, scores: Floats) -> Floats:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from vglm.encoder.products import times_vector
 from vglm.graph.ranking_index import RankingIndex
 
 Floats = npt.NDArray[np.float32]
@@ -56,7 +57,7 @@ class DiseaseVectors:
 
     def encode(self, terms: npt.NDArray[np.integer], weights: npt.NDArray[np.floating]) -> Floats:
         """A unit vector float32[W] from terms (node indices int[n]) and their weights."""
-        vector: Floats = _unit(weights.astype(np.float32)[None] @ self.terms[terms])[0]
+        vector: Floats = _unit(times_vector(self.terms[terms].T, weights.astype(np.float32))[None])[0]
         return vector
 
 
