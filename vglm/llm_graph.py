@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vglm.decode.sampling_params import SamplingParams
 from vglm.engine.request import RequestKind
-from vglm.errors import RequestError
+from vglm.errors import GraphError, RequestError
 from vglm.llm_requests import Requests
 
 if TYPE_CHECKING:
@@ -60,15 +60,16 @@ class GraphTasks(Requests):
         Candidates are by default all nodes of the types that stand there in the graph. By `scorer` "encoder" the graph encoder
         ranks them, by message passing over the whole graph, in milliseconds; by "language" each is scored exactly, by the
         log-probability of its name after a prompt with what is near the given node (`hops`, `budget`, `graph_mode`). "auto" is
-        the encoder for a model that has one. `filtered` leaves out those whose edge the graph has. `score` is the softmax over
-        the candidates at `temperature`; fit one to known answers with `vglm.tasks.calibration.fit_temperature`.
+        the encoder for a model that has one and a graph of at most 512 relations, its limit. `filtered` leaves out those whose
+        edge the graph has. `score` is the softmax over the candidates at `temperature`; fit one to known answers with
+        `vglm.tasks.calibration.fit_temperature`.
 
         Raises GraphError and RequestError that name the argument at fault.
         """
         from vglm.tasks.completion import completion_task, open_end
         from vglm.tasks.links import encoded_links
 
-        encoder = self.link_encoder(scorer)
+        encoder = self.link_encoder(graph, scorer)
         end = open_end(
             graph,
             relation=relation,
@@ -92,11 +93,24 @@ class GraphTasks(Requests):
         )
         return self._rank(task)
 
-    def link_encoder(self, scorer: str = "auto") -> RelationalEncoder | None:
-        """The graph encoder that `scorer` asks for, None for the language model. Raises RequestError if the model has none."""
+    def link_encoder(self, graph: Graph, scorer: str = "auto") -> RelationalEncoder | None:
+        """The graph encoder that `scorer` asks for, None for the language model.
+
+        "auto" is the language model where the model has no encoder and for a graph of more relations than encoders take.
+        With "encoder" the one raises RequestError, the other GraphError.
+        """
+        from vglm.encoder.relational_structure import MAX_RELATIONS
+
         if scorer not in SCORERS:
             raise RequestError(f"scorer is {scorer[:40]!r}; choose {', '.join(SCORERS)}", "scorer")
-        encoder = None if scorer == "language" else self.parts.encoder
+        relations = len(graph.columns.relation_names)
+        if scorer == "encoder" and relations > MAX_RELATIONS:
+            raise GraphError(
+                f"the graph has {relations:,} relations; the encoder takes {MAX_RELATIONS}: use scorer='language', "
+                "or a subgraph of the relations that matter"
+            )
+        readable = scorer != "language" and relations <= MAX_RELATIONS
+        encoder = self.parts.encoder if readable else None
         if encoder is None and scorer == "encoder":
             raise RequestError(
                 f"the model {self.model!r} has no graph encoder; use scorer='language'", "scorer"

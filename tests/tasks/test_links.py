@@ -11,6 +11,7 @@ import pytest
 from tests.integration.helpers import tiny_model
 from vglm import LLM
 from vglm.encoder.relational import RelationalEncoder
+from vglm.encoder.relational_structure import MAX_RELATIONS
 from vglm.errors import GraphError, ModelError, RequestError
 from vglm.graph.graph import Graph
 from vglm.model.bundle import write_card
@@ -67,6 +68,16 @@ def test_the_language_model_ranks_when_asked(llm: LLM, graph: Graph) -> None:
     found = llm.complete(graph, head="p8", relation="lives in", scorer="language")
     assert found.graph.mode in ("spans", "sequential")
     assert found.num_prompt_tokens > 0
+
+
+def test_more_relations_than_the_encoder_takes_are_for_the_language_model(llm: LLM) -> None:
+    pairs = [(f"relation {i}", f"n{i % 7}", f"n{(i + 1) % 7}") for i in range(MAX_RELATIONS + 1)]
+    edges = [{"source": source, "relation": name, "target": target} for name, source, target in pairs]
+    wide = Graph.from_dict({"nodes": [{"id": f"n{i}"} for i in range(7)], "edges": edges})
+    found = llm.complete(wide, head="n0", relation="relation 3", budget=256)
+    assert found.graph.mode in ("spans", "sequential")
+    with pytest.raises(GraphError, match="513 relations; the encoder takes 512: use scorer='language'"):
+        llm.complete(wide, head="n0", relation="relation 3", scorer="encoder")
 
 
 def test_wrong_arguments_are_named(llm: LLM, graph: Graph) -> None:

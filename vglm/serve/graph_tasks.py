@@ -68,8 +68,8 @@ async def complete_triple(graph: GraphId, body: LinkRequest, http: HttpRequest) 
 
     def task() -> RankingTask | Ranked:
         nonlocal version
-        encoder = serving.llm.link_encoder(body.scorer or "auto")
         read, version = stored_graph(serving, graph, body.version)
+        encoder = serving.llm.link_encoder(read, body.scorer or "auto")
         end = open_end(
             read,
             relation=body.relation,
