@@ -56,6 +56,16 @@ def test_labels_that_mean_nothing_cannot_be_predicted(cases: tuple[list[Counts],
         assert figure.value < 0.7, figure
 
 
+def test_graphs_that_are_all_alike_get_the_majority_class(cases: tuple[list[Counts], list[str]]) -> None:
+    figures = cross_validate("alike", [cases[0][0]] * 12, ["x"] * 8 + ["y"] * 4, seeds=1, folds=4)
+    assert {figure.value for figure in figures} == {8 / 12}
+
+
+def test_a_class_of_few_graphs_is_refused(cases: tuple[list[Counts], list[str]]) -> None:
+    with pytest.raises(ConfigError, match="few: the class 'y' has 3 graphs; cross-validation needs 4"):
+        cross_validate("few", cases[0], ["x"] * 42 + ["y"] * 3)
+
+
 def test_a_set_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="MUTAG: no such folder"):
         run(tmp_path)

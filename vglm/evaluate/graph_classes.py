@@ -29,6 +29,7 @@ NOTE = (
     "nested, every setting is chosen inside the training folds; GIN as published (89.4 MUTAG, 76.2 PROTEINS) chose "
     "its epoch on the test folds"
 )
+_LEAST = 4  # graphs of a class: of fewer, some training fold could hold less than the two that training needs
 _RIDGES = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
 Predict = Callable[[Sequence[Counts], Sequence[str], Sequence[Counts]], list[str]]
 
@@ -61,7 +62,15 @@ def cross_validate(
     folds: int = 10,
     show: bool = False,
 ) -> list[Figure]:
-    """Accuracy of every system on graphs whose features are counted; each graph is a test case once per seed."""
+    """Accuracy of every system on graphs whose features are counted; each graph is a test case once per seed.
+
+    Raises ConfigError for a class of fewer than four graphs.
+    """
+    for label, number in Counter(labels).items():
+        if number < _LEAST:
+            raise ConfigError(
+                f"{name}: the class {label!r} has {number} graphs; cross-validation needs {_LEAST} of each class"
+            )
     right = {system: np.zeros((seeds, len(labels))) for system in SYSTEMS}
     with progress_bar(seeds * folds, name, unit="fold", show=show) as advance:
         for seed in range(seeds):
@@ -103,7 +112,7 @@ def _linear(*families: str) -> Predict:
         known, asked = _table(train, places), _table(test, places)
         mean = known.mean(axis=0)
         known, asked = known - mean, asked - mean
-        scale = float(np.square(known).sum(axis=1).mean())
+        scale = float(np.square(known).sum(axis=1).mean()) or 1.0  # 0 where all graphs are alike
         classes = sorted(set(labels))
         targets = one_hot(labels, classes)
         prior = targets.mean(axis=0)
