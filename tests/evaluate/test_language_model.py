@@ -42,13 +42,13 @@ def write_questions(data: Path) -> None:
 def test_reasoning_scores_both_systems_on_what_is_held_out(model: str, tmp_path: Path) -> None:
     write_questions(tmp_path)
     figures = reasoning.run(tmp_path, model=model, base=model)
-    assert {figure.data for figure in figures} == {"ExplaGraphs", "NLGraph cycle"}
-    assert len(figures) == 2 * 3  # the base, and the model in two modes
+    assert {figure.data for figure in figures} == {"ExplaGraphs", "NLGraph cycle", "random graphs"}
+    assert len(figures) == 3 * 4  # the base without and with facts, and the model in two modes
     for figure in figures:
-        assert 0 < figure.n < 20
+        assert 0 < figure.n < 20 or figure.data == "random graphs"
         assert figure.low <= figure.value <= figure.high
     same = [figure.value for figure in figures if figure.data == "ExplaGraphs"]
-    assert same[0] == same[2]  # base and model are one, in sequential mode
+    assert same[0] == same[3]  # base and model are one, in sequential mode
 
 
 def test_reasoning_without_data_says_what_is_missing(model: str, tmp_path: Path) -> None:

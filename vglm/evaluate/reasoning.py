@@ -1,12 +1,17 @@
-"""Questions over graphs: ExplaGraphs (support or counter) and NLGraph (paths and cycles), on the cases held out of training.
+"""Questions over graphs: ExplaGraphs (support or counter) and NLGraph (paths and cycles), on the cases held out of training,
+and NLGraph's questions on random graphs that nobody has seen.
 
-Every system gets the same prompts: the graph, and the question of the case. Ours runs in both modes, since a model that was
-trained with span masks should lose nothing by them.
+Every answer is the likelier one of two, for every system. Ours runs in both modes, since a model that was trained with span
+masks should lose nothing by them; the base also with the facts about a graph's shape that ours is given (see
+vglm/graph/structure.py), which hold the answers to the questions about shape: the figures show whether they are read. NLGraph
+asks several questions of one graph, so most held-out questions are about graphs of the training too; hence the random ones.
 """
 
 from __future__ import annotations
 
 import gc
+import random
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +19,8 @@ from typing import TYPE_CHECKING
 
 from vglm.errors import ConfigError
 from vglm.evaluate.report import OURS, Figure, summary
+from vglm.model.bundle import write_card
+from vglm.model.graph_card import GraphCard
 from vglm.train.data import shape, stance
 
 if TYPE_CHECKING:
@@ -32,19 +39,44 @@ def run(
     shapes = {name: _shapes(data, name) for name in ("connectivity", "cycle")}
     if not stances and not any(shapes.values()):
         raise ConfigError(f"{data}: has neither graphqa/explagraphs nor graphqa/nlgraph")
+    shapes["random graphs"] = random_cases()
     figures: list[Figure] = []
-    systems = [(base, base, "int8", "sequential")]
-    systems += [(_name(model, dtype, mode), model, dtype, mode) for dtype in dtypes for mode in MODES]
-    for name, path, dtype, mode in systems:
-        with opened(path, dtype) as llm:
-            if stances:
-                right = stance_scores(llm, stances, mode)
-                figures.append(summary(TASK, "ExplaGraphs", name, "accuracy", right))
-            for data_set, cases in shapes.items():
-                if cases:
-                    right = shape_scores(llm, cases, mode)
-                    figures.append(summary(TASK, f"NLGraph {data_set}", name, "accuracy", right))
+    with tempfile.TemporaryDirectory() as folder:
+        told = _with_facts(Path(folder), base)
+        systems = [(base, base, "int8", "sequential"), (f"{base}, with facts", told, "int8", "sequential")]
+        systems += [(_name(model, dtype, mode), model, dtype, mode) for dtype in dtypes for mode in MODES]
+        for name, path, dtype, mode in systems:
+            with opened(path, dtype) as llm:
+                if stances:
+                    right = stance_scores(llm, stances, mode)
+                    figures.append(summary(TASK, "ExplaGraphs", name, "accuracy", right))
+                for data_set, cases in shapes.items():
+                    if cases:
+                        right = shape_scores(llm, cases, mode)
+                        title = data_set if data_set == "random graphs" else f"NLGraph {data_set}"
+                        figures.append(summary(TASK, title, name, "accuracy", right))
     return figures
+
+
+def _with_facts(folder: Path, base: str) -> str:
+    """The base as a model of its own, whose card asks for facts."""
+    known = str(Path(base).resolve()) if Path(base).exists() else base
+    write_card(folder, name="base", version="1", base_model=known, graph=GraphCard(facts=True))
+    return str(folder)
+
+
+def random_cases(count: int = 100, seed: int = 12_345) -> list[shape.ShapeCase]:
+    """Questions about random graphs, as many about paths as about cycles."""
+    rng = random.Random(seed)
+    cases: list[shape.ShapeCase] = []
+    while len(cases) < 2 * count:
+        sample = shape.random_sample(rng)
+        assert sample.graph is not None
+        for turn in sample.turns:
+            if turn.answer.startswith(("Yes", "No")):
+                answer = turn.answer.startswith("Yes")
+                cases.append(shape.ShapeCase(sample.graph, turn.question, answer, "", f"random:{len(cases)}"))
+    return cases[: 2 * count]
 
 
 @contextmanager
@@ -72,21 +104,20 @@ def stance_scores(llm: LLM, cases: Sequence[stance.Stance], mode: str) -> list[f
 
 
 def shape_scores(llm: LLM, cases: Sequence[shape.ShapeCase], mode: str) -> list[float]:
-    """1.0 for each case whose reply begins with the right one of yes and no."""
+    """1.0 for each case of whose answers, yes and no, the right one is the likelier beginning of a reply."""
     from vglm import SamplingParams
+    from vglm.decode.structured import StructuredOutputs
 
+    either = StructuredOutputs(choice=list(ANSWERS))
     outputs = llm.chat(
         [[{"role": "user", "content": case.question}] for case in cases],
-        SamplingParams(max_tokens=24, temperature=0),
+        SamplingParams(max_tokens=4, temperature=0, structured_outputs=either),
         use_tqdm=False,
         graph=[case.graph for case in cases],
         graph_mode=mode,
     )
-    wanted = [ANSWERS[0] if case.answer else ANSWERS[1] for case in cases]
-    return [
-        float(output.outputs[0].text.strip().lower().startswith(answer.lower()))
-        for output, answer in zip(outputs, wanted, strict=True)
-    ]
+    wanted = [ANSWERS[0 if case.answer else 1] for case in cases]
+    return [float(one.outputs[0].text == answer) for one, answer in zip(outputs, wanted, strict=True)]
 
 
 def _name(model: str, dtype: str, mode: str) -> str:
