@@ -215,6 +215,10 @@ def test_other_files_are_refused(classifier: GraphClassifier, tmp_path: Path) ->
         save_file({**tensors, name: bad}, path, metadata=metadata)
         with pytest.raises(ModelError, match="damaged"):
             GraphClassifier.load(path)
+    many = {"coefficients": np.zeros((8_001, 2)), "sizes": np.zeros((3, 8_001))}
+    save_file({**tensors, **many}, path, metadata=metadata)
+    with pytest.raises(ModelError, match=r"8,001 training graphs of .* features are too many"):
+        GraphClassifier.load(path)
 
 
 def test_bad_questions_are_refused(

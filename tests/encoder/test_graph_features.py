@@ -6,7 +6,7 @@ import networkx
 import numpy as np
 import pytest
 
-from vglm.encoder.graph_features import FAMILIES, MAX_NODES, Structure, count, substructures
+from vglm.encoder.graph_features import FAMILIES, MAX_EDGES, MAX_NODES, Structure, count, substructures
 from vglm.encoder.graph_rings import fused_systems, rings
 from vglm.errors import GraphError
 from vglm.graph.graph import Graph
@@ -135,8 +135,22 @@ def test_graphs_that_cannot_be_counted_are_refused() -> None:
     many = [{"id": str(i)} for i in range(MAX_NODES + 1)]
     with pytest.raises(GraphError, match="this one has 2,001"):
         count(Graph.from_dict({"nodes": many, "edges": []}))
+    pairs = [(i // 200, i % 200) for i in range(MAX_EDGES + 1)]
+    edges = [{"source": f"{a}", "relation": "r", "target": f"{b}"} for a, b in pairs]
+    with pytest.raises(GraphError, match="this one has 20,001"):
+        count(Graph.from_dict({"nodes": [{"id": str(i)} for i in range(200)], "edges": edges}))
     alone = count(
         Graph.from_dict({"nodes": [{"id": "x"}], "edges": [{"source": "x", "relation": "r", "target": "x"}]})
     )
     assert alone["whole"]["links"] == 0
     assert all(np.isfinite(list(alone["whole"].values())))
+
+
+def test_parallel_edges_are_one_link() -> None:
+    nodes = [{"id": name} for name in "abc"]
+    edges = [{"source": "a", "relation": "r", "target": "b"}, {"source": "b", "relation": "r", "target": "c"}]
+    again = [{**edges[0], "attributes": {"year": year}} for year in range(5)]
+    one = count(Graph.from_dict({"nodes": nodes, "edges": edges}))
+    more = count(Graph.from_dict({"nodes": nodes, "edges": edges + again}))
+    assert all(more[family] == one[family] for family in FAMILIES if family != "whole")
+    assert more["whole"]["links"] == one["whole"]["links"]

@@ -24,6 +24,8 @@ from vglm.errors import GraphError, ModelError, RequestError
 from vglm.graph.graph import Graph
 
 _FORMAT = "vglm-graph-classifier-1"
+MAX_GRAPHS = 8_000  # to train on: half a gigabyte for their similarities, as much for the eigenvectors
+MAX_VALUES = 200_000_000  # of training graphs times features: 0.8 GB
 _MAX_OCCURRENCES = 20  # of one feature in an explanation
 
 
@@ -186,7 +188,12 @@ class GraphClassifier:
         rows, columns = tensors["rows"], tensors["columns"]
         if min(rows.min(initial=0), columns.min(initial=0)) < 0:
             raise ValueError("a negative place")
-        table = np.zeros((count, sum(map(len, names.values()))), np.float32, order="F")
+        features = sum(map(len, names.values()))
+        if (
+            count > MAX_GRAPHS or count * features > MAX_VALUES
+        ):  # stored sparsely, so a small file can ask for much
+            raise ValueError(f"{count:,} training graphs of {features:,} features are too many")
+        table = np.zeros((count, features), np.float32, order="F")
         table[rows, columns] = tensors["values"]
         kernel = Kernel(names, table, tensors["sizes"])
         return cls(

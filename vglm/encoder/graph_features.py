@@ -41,6 +41,7 @@ FAMILIES = (
     "whole",
 )
 MAX_NODES = 2_000  # distances and the spectrum cost the square and the cube of it
+MAX_EDGES = 20_000  # chains at a node cost the square of its edges
 _FAR = 12  # longer distances count as this one
 _LONG = 80  # characters: longer names are cut and end in a hash
 _DEGREES = 8
@@ -64,10 +65,18 @@ class Structure:
 
     @classmethod
     def of(cls, graph: Graph, *, directed: bool = False) -> Structure:
-        """Raises GraphError for an empty graph and for one of more than `MAX_NODES` nodes."""
+        """Edges that differ in nothing but attributes are one link; `relations` has all of them.
+
+        Raises GraphError for an empty graph and for one of more than `MAX_NODES` nodes or `MAX_EDGES` edges.
+        """
         if not 0 < graph.num_nodes <= MAX_NODES:
             raise GraphError(
                 f"a graph to classify has 1 to {MAX_NODES:,} nodes, this one has {graph.num_nodes:,}: "
+                "take a part of it (Graph.subgraph)"
+            )
+        if graph.num_edges > MAX_EDGES:
+            raise GraphError(
+                f"a graph to classify has at most {MAX_EDGES:,} edges, this one has {graph.num_edges:,}: "
                 "take a part of it (Graph.subgraph)"
             )
         columns = graph.columns
@@ -75,9 +84,8 @@ class Structure:
         relations = [columns.relation_names[code] for code in columns.relations.tolist()]
         links: list[list[tuple[int, str]]] = [[] for _ in types]
         out, back = (">", "<") if directed else ("", "")
-        for source, relation, target in zip(
-            columns.sources.tolist(), relations, columns.targets.tolist(), strict=True
-        ):
+        edges = zip(columns.sources.tolist(), relations, columns.targets.tolist(), strict=True)
+        for source, relation, target in dict.fromkeys(edges):
             links[source].append((target, relation + out))
             if source != target:
                 links[target].append((source, relation + back))

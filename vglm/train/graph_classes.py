@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vglm.encoder.graph_classifier import GraphClassifier, softmax
+from vglm.encoder.graph_classifier import MAX_GRAPHS, MAX_VALUES, GraphClassifier, softmax
 from vglm.encoder.graph_features import Counts, count
 from vglm.encoder.graph_kernel import Kernel
 from vglm.errors import GraphError
@@ -20,7 +20,6 @@ from vglm.graph.graph import Graph
 from vglm.progress import progress_bar
 
 Doubles = npt.NDArray[np.float64]
-MAX_GRAPHS = 8_000  # half a gigabyte for the matrix, as much for its eigenvectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +70,10 @@ def fit(
     targets = one_hot(labels, classes)
     prior = targets.mean(axis=0)
     kernel = Kernel.of(counts)
+    if kernel.table.size > MAX_VALUES:
+        raise GraphError(
+            f"{len(counts):,} graphs of {kernel.table.shape[1]:,} features are too many to train on; take a sample"
+        )
     ridge, coefficients, held_out = ridge_regression(kernel.matrix(), targets - prior, options.ridges)
     sharpness = best_sharpness(held_out, targets)
     found = (sharpness * held_out + np.log(prior)).argmax(axis=1)
