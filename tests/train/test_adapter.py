@@ -121,6 +121,24 @@ def test_a_teacher_with_another_base_is_refused(base: str, tmp_path: Path) -> No
         distill_model(replace(plan(base, tmp_path / "student"), base="other"), teacher)
 
 
+def test_a_teacher_that_cannot_be_one_is_refused_before_anything_is_generated(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = train_model(plan(base, tmp_path / "teacher", steps=1))
+    monkeypatch.setattr("vglm.train.program._general", None)
+    with pytest.raises(ModelError, match=r"its rank is 4 and its alpha 8; .* rank 2 and alpha 8"):
+        distill_model(plan(base, tmp_path / "student", rank=2), teacher)
+    with pytest.raises(ModelError, match=r"its rank is 4 and its alpha 8; .* rank 4 and alpha 4"):
+        distill_model(plan(base, tmp_path / "student", alpha=4.0), teacher)
+    content = (teacher / ADAPTER).read_bytes()
+    (teacher / ADAPTER).write_bytes(content[:-10])
+    with pytest.raises(ModelError, match="damaged"):
+        distill_model(plan(base, tmp_path / "student"), teacher)
+    (teacher / ADAPTER).unlink()
+    with pytest.raises(ModelError, match="the card lists it"):
+        distill_model(plan(base, tmp_path / "student"), teacher)
+
+
 def test_other_settings_in_the_same_folder_are_refused(base: str, tmp_path: Path) -> None:
     out = train_model(plan(base, tmp_path / "m", steps=1))
     with pytest.raises(ConfigError, match="learning_rate"):

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from vglm.errors import ConfigError, ModelError
 from vglm.graph.graph import Graph
-from vglm.model.adapter import save_adapter
-from vglm.model.bundle import ADAPTER, read_card, write_card
+from vglm.model.adapter import Adapter, save_adapter
+from vglm.model.bundle import ADAPTER, card_file, read_card, write_card
 from vglm.model.checkpoint import open_checkpoint
 from vglm.model.graph_card import GraphCard
 from vglm.model.pull import resolve_model
@@ -58,13 +58,15 @@ def train_model(plan: Plan, teacher: Path | None = None) -> Path:
     """
     if plan.threads is not None:
         torch.set_num_threads(plan.threads)
-    taught = None if teacher is None else _adapter_of(teacher, plan.base)
+    taught = None if teacher is None else _adapter_of(teacher, plan)
     checkpoint = open_checkpoint(resolve_model(plan.base))
     folder = plan.out / RUN
     folder.mkdir(parents=True, exist_ok=True)
     lessons = [*_lessons(plan), general_lesson(_general(plan, folder))]
     mixture = Mixture(lessons, RowWriter(checkpoint, CARD), plan.seed)
-    run = TrainingRun(folder, settings(plan.options, mixture), plan.seed)  # seeds what the adapter begins with
+    run = TrainingRun(
+        folder, settings(plan.options, mixture), plan.seed
+    )  # seeds what the adapter begins with
     model = LanguageModel(checkpoint, plan.options.rank, plan.options.alpha)
     if taught is not None:
         model.load_adapter(taught)
@@ -110,11 +112,21 @@ def _texts_of(graph: Graph, count: int = 2_000) -> str:
     return " ".join(chosen)
 
 
-def _adapter_of(teacher: Path, base: str) -> dict[str, torch.Tensor]:
+def _adapter_of(teacher: Path, plan: Plan) -> dict[str, torch.Tensor]:
+    """The teacher's adapter, float32. Raises ModelError when it is damaged, or is not one that the student can begin as."""
     card = read_card(teacher)
-    if card.base_model != base:
-        raise ModelError(f"{teacher}: its base is {card.base_model!r}; the student's is {base!r}")
-    try:
-        return {name: value.float() for name, value in load_file(teacher / ADAPTER).items()}
-    except OSError as error:
-        raise ModelError(f"{teacher / ADAPTER}: cannot be read: {error}") from error
+    if card.base_model != plan.base:
+        raise ModelError(f"{teacher}: its base is {card.base_model!r}; the student's is {plan.base!r}")
+    path = card_file(teacher, ADAPTER)
+    if path is None:
+        raise ModelError(
+            f"{teacher}: its card lists no {ADAPTER}; a teacher is what `vglm train adapter` wrote"
+        )
+    adapter = Adapter(path, open_checkpoint(resolve_model(plan.base)))
+    rank, alpha = plan.options.rank, plan.options.alpha
+    if (adapter.rank, adapter.alpha) != (rank, alpha):
+        raise ModelError(
+            f"{path}: its rank is {adapter.rank} and its alpha {adapter.alpha:g}; the student, which begins as its "
+            f"teacher, is to have rank {rank} and alpha {alpha:g}: give both the same"
+        )
+    return {name: value.float() for name, value in load_file(path).items()}
