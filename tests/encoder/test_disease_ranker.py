@@ -112,6 +112,21 @@ def test_an_edited_graph_is_ranked_anew(model: DiseaseModel, graph: Graph) -> No
     assert [e.exact for c in found if c.id == "OMIM:new" for e in c.evidence] == [True] * 4
 
 
+def test_a_disease_that_has_none_of_what_was_looked_for(model: DiseaseModel) -> None:
+    triples = {"a": ["x", "y"], "b": ["x", "z"], "c": ["z"]}
+    edges = [
+        {"source": d, "relation": "has phenotype", "target": t} | ({"frequency": 0} if d == "b" else {})
+        for d, terms in triples.items()
+        for t in terms
+    ]
+    nodes = [{"id": i, "type": "disease" if i in triples else "phenotype"} for i in "abcxyz"]
+    graph = Graph.from_dict({"nodes": nodes, "edges": edges})
+    without = Graph.from_dict({"nodes": nodes, "edges": [e for e in edges if e["source"] != "b"]})
+    found = [(c.id, c.score) for c in model.rank(graph, ["z"])]
+    assert sorted(i for i, _ in found) == ["a", "c"]
+    assert found == [(c.id, c.score) for c in model.rank(without, ["z"])]
+
+
 def test_the_index_is_cached_by_content(tmp_path: Path) -> None:
     graph = random_hpo(9)
     first = DiseaseModel(weights(), tmp_path).rank(graph, FINDINGS)

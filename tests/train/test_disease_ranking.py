@@ -14,6 +14,7 @@ from vglm.encoder.disease_candidates import candidates_of, screen
 from vglm.encoder.disease_index import disease_index
 from vglm.encoder.disease_ranker import DiseaseModel, Weights
 from vglm.errors import ConfigError
+from vglm.graph.graph import Graph
 from vglm.graph.hpo import HPO
 from vglm.graph.ranking import DiseaseRanker
 from vglm.train import disease_examples, disease_ranking
@@ -158,6 +159,14 @@ def test_a_cited_case_sees_only_what_is_left(hpo: HPO) -> None:
     assert unrelated is not None
     assert same is not None
     np.testing.assert_allclose(unrelated.features, same.features, atol=1e-3)
+
+
+def test_a_disease_without_annotations_is_no_example(hpo: HPO) -> None:
+    data = hpo.graph.to_dict()
+    data["nodes"] += [{"id": "OMIM:bare", "name": "bare", "type": "disease"}]
+    graph = Graph.from_dict(data)
+    bare = HPO(graph, DiseaseRanker(graph), "random", {}, {})
+    assert example(bare, disease_index(graph), Case("OMIM:bare", False, frozenset(), [term(5)], [])) is None
 
 
 def test_thinning_keeps_the_best_and_weighs_the_rest(hpo: HPO, monkeypatch: pytest.MonkeyPatch) -> None:

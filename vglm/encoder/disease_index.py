@@ -15,7 +15,7 @@ from vglm.graph.derived import once_per_graph
 from vglm.graph.graph import Graph
 from vglm.graph.ranking_index import RankingIndex
 
-VERSION = 1  # raise it when the index is computed in another way
+VERSION = 2  # raise it when the index is computed in another way
 
 
 class _Kept:

@@ -21,7 +21,7 @@ from vglm.errors import GraphError
 from vglm.graph.graph import Columns, Graph
 from vglm.graph.strings import StringTable
 
-FORMAT = 1  # raise it when what is written changes, or how a ranking index is computed
+FORMAT = 2  # raise it when what is written changes, or how a ranking index is computed
 Arrays = dict[str, npt.NDArray[Any]]
 _log = logging.getLogger(__name__)
 

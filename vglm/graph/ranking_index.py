@@ -25,7 +25,7 @@ class RankingIndex:
 
     Three CSR tables: the ancestors of a node, itself included; the annotated terms of a disease with P(term
     | disease); the holders of an ancestor, as disease rows, with P(ancestor | disease). Disease rows are
-    ascending node indices.
+    ascending node indices; each has an annotation, so diseases that are only said to lack phenotypes have none.
     """
 
     diseases: npt.NDArray[np.int32]  # [D] node indices
@@ -41,14 +41,13 @@ class RankingIndex:
     @classmethod
     def build(cls, graph: Graph) -> RankingIndex:
         """From the `is a` and `has phenotype` edges; raises GraphError when there are none of the latter."""
-        edges = phenotype_edges(graph)
-        annotations = pool(graph, edges)
+        annotations = pool(graph, phenotype_edges(graph))
         if len(annotations.terms) == 0:
             raise GraphError(
                 f"the graph has no {HAS_PHENOTYPE!r} edges with a frequency above 0: nothing to rank"
             )
         starts, ancestors = ancestor_closure(graph, IS_A)
-        diseases = np.unique(graph.columns.sources[edges])
+        diseases = np.unique(annotations.diseases)
         rows = np.searchsorted(diseases, annotations.diseases)
         holder_starts, holder_rows, holder_frequencies = _propagate(
             starts, ancestors, rows, annotations, graph.num_nodes, len(diseases)

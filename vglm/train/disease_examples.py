@@ -43,8 +43,10 @@ class Example:
 
 
 def example(hpo: HPO, index: DiseaseIndex, case: Case, resnik: bool = False) -> Example | None:
-    """None for a cited case of whose disease too little is left to tell."""
+    """None for a disease without annotations, and for a cited case of whose disease too little is left to tell."""
     graph, ranker, row = hpo.graph, hpo.ranker, _row(hpo, index, case.disease)
+    if row is None:
+        return None
     present, absent = ranker.checked(case.findings, case.excluded)
     findings, excluded = np.array(present, np.int32), np.array(absent, np.int32)
     screening = screen(index, findings, excluded)
@@ -103,8 +105,10 @@ def thinned(example: Example, random: np.random.Generator) -> Example:
     )
 
 
-def _row(hpo: HPO, index: DiseaseIndex, disease: str) -> int:
-    return int(np.searchsorted(index.ranking.diseases, hpo.graph.index_of(disease)))
+def _row(hpo: HPO, index: DiseaseIndex, disease: str) -> int | None:
+    node, diseases = hpo.graph.index_of(disease), index.ranking.diseases
+    row = int(np.searchsorted(diseases, node))
+    return row if row < len(diseases) and diseases[row] == node else None
 
 
 def _resnik(hpo: HPO, case: Case, known: Annotations | None, row: int) -> float:
