@@ -115,6 +115,16 @@ def test_a_graph_without_edges_has_no_lesson(base: str, tmp_path: Path) -> None:
         train_model(replace(plan(base, tmp_path / "m"), graphs=[empty]))
 
 
+def test_a_base_beside_the_caller_is_found_from_anywhere(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(Path(base).parent)
+    out = train_model(plan(f"./{Path(base).name}", tmp_path / "m", steps=1))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert open_bundle(out).base.path == Path(base)
+
+
 def test_a_teacher_with_another_base_is_refused(base: str, tmp_path: Path) -> None:
     teacher = train_model(plan(base, tmp_path / "teacher", steps=1))
     with pytest.raises(ModelError, match="its base is"):

@@ -6,6 +6,7 @@ which reads graphs as spans and learns from the teacher, who sees everything), a
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -75,7 +76,9 @@ def train_model(plan: Plan, teacher: Path | None = None) -> Path:
     tensors = {name: value.numpy() for name, value in model.adapter().items()}
     save_adapter(plan.out / ADAPTER, tensors, model.rank, model.alpha)
     name = plan.name or plan.out.name
-    write_card(plan.out, name=name, version="1.0", base_model=plan.base, graph=CARD, files=[ADAPTER])
+    write_card(
+        plan.out, name=name, version="1.0", base_model=_lasting(plan.base), graph=CARD, files=[ADAPTER]
+    )
     return plan.out
 
 
@@ -112,11 +115,19 @@ def _texts_of(graph: Graph, count: int = 2_000) -> str:
     return " ".join(chosen)
 
 
+def _lasting(base: str) -> str:
+    """A base as a card names it, wherever the card lies: a known name as it is, a path as an absolute one."""
+    path = Path(base).expanduser()
+    return os.path.abspath(path) if os.path.exists(path) else base
+
+
 def _adapter_of(teacher: Path, plan: Plan) -> dict[str, torch.Tensor]:
     """The teacher's adapter, float32. Raises ModelError when it is damaged, or is not one that the student can begin as."""
     card = read_card(teacher)
-    if card.base_model != plan.base:
-        raise ModelError(f"{teacher}: its base is {card.base_model!r}; the student's is {plan.base!r}")
+    if card.base_model != _lasting(plan.base):
+        raise ModelError(
+            f"{teacher}: its base is {card.base_model!r}; the student's is {_lasting(plan.base)!r}"
+        )
     path = card_file(teacher, ADAPTER)
     if path is None:
         raise ModelError(
