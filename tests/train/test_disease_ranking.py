@@ -59,6 +59,7 @@ def test_reading_cases(hpo: HPO, tmp_path: Path) -> None:
         record | {"pmid": ["PMID:other"]},
         record | {"disease": ["OMIM:404", "new"]},
         record | {"hpo": []},
+        record | {"pmid": []},
     ]
     path = tmp_path / "patients.jsonl.gz"
     with gzip.open(path, "wt", encoding="utf-8") as file:
@@ -77,6 +78,28 @@ def test_bad_cases(hpo: HPO, tmp_path: Path, content: str | bytes) -> None:
         read_cases(path, hpo)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_cases(tmp_path / "none.jsonl.gz", hpo)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pmid": "PMID:1"},
+        {"pmid": None},
+        {"pmid": [1]},
+        {"disease": None},
+        {"disease": []},
+        {"variants": None},
+        {"variants": [[]]},
+        {"hpo": "HP:1"},
+        {"hpo_excluded": [None]},
+    ],
+)
+def test_a_record_of_another_form(hpo: HPO, tmp_path: Path, change: dict[str, object]) -> None:
+    record = {"hpo": [[term(5), "x"]], "hpo_excluded": [], "pmid": ["PMID:1"], "disease": ["OMIM:1", "x"]}
+    path = tmp_path / "patients.jsonl"
+    path.write_text(json.dumps(record) + "\n" + json.dumps(record | change) + "\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"patients\.jsonl: .*line 2: {next(iter(change))}: expected"):
+        read_cases(path, hpo)
 
 
 def test_own_papers_are_left_out(hpo: HPO) -> None:

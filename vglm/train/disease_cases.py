@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from vglm.errors import ConfigError, GraphError
 from vglm.graph.graph import Graph
 from vglm.graph.hpo import HPO
+from vglm.graph.limits import shown
 
 PATIENTS = Path("phenopackets/patients.jsonl.gz")
 _LEVEL = r"[\s,]*(type\s+)?(\d+[A-Z]{0,2}|[IVX]+[A-Z]?)$"
@@ -41,16 +43,20 @@ class Case:
 def read_cases(path: Path, hpo: HPO) -> tuple[list[Case], dict[str, int]]:
     """The cases that can be ranked, and how many were left out and why.
 
-    A case is a line of JSON with `hpo` and `hpo_excluded` ([id, label, ...] each), `pmid`, `disease` ([id, name]) and
-    `variants` ([gene, ...] each). Raises ConfigError for a file that is missing or not of this form.
+    A case is a line of JSON with `hpo` and `hpo_excluded` ([id, label, ...] each), `pmid` (a list), `disease` ([id, name]) and
+    maybe `variants` ([gene or null, ...] each). Without a PMID nothing tells whether the disease cites the case. Raises
+    ConfigError for a file that is missing or not of this form.
     """
     cases: list[Case] = []
-    left_out = {"disease not in the release": 0, "no finding in the release": 0}
+    left_out = {"disease not in the release": 0, "no finding in the release": 0, "no PMID": 0}
     cited_papers: dict[str, frozenset[str]] = {}
     for record in _records(path):
         disease = record["disease"][0]
         if disease not in hpo.graph:
             left_out["disease not in the release"] += 1
+            continue
+        if not record["pmid"]:
+            left_out["no PMID"] += 1
             continue
         if disease not in cited_papers:
             edges = hpo.graph.edges_of(disease)
@@ -72,13 +78,35 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
         with opener(path, "rt", encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 record = json.loads(line)
-                if not isinstance(record, dict) or not {"hpo", "hpo_excluded", "pmid", "disease"} <= set(
-                    record
-                ):
-                    raise ConfigError(f"{path}, line {number}: expected hpo, hpo_excluded, pmid and disease")
+                if wrong := _wrong(record):
+                    raise ConfigError(f"line {number}: {wrong}")
                 yield record
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zlib.error) as error:
         raise ConfigError(f"{path}: cannot be read as published cases: {error}") from error
+
+
+def _wrong(record: Any) -> str:
+    """What is not of the form that `read_cases` describes; "" if all is."""
+    if not isinstance(record, dict) or not {"hpo", "hpo_excluded", "pmid", "disease"} <= set(record):
+        return "expected hpo, hpo_excluded, pmid and disease"
+    papers = record["pmid"]
+    if not isinstance(papers, list) or not all(isinstance(paper, str) and paper for paper in papers):
+        return f"pmid: expected a list of strings, found {shown(papers)}"
+    if not _starts_with_text(record["disease"]):
+        return f"disease: expected [id, name], found {shown(record['disease'])}"
+    for name in ("hpo", "hpo_excluded"):
+        if not isinstance(record[name], list) or not all(map(_starts_with_text, record[name])):
+            return f"{name}: expected a list of [id, label], found {shown(record[name])}"
+    variants = record.get("variants", [])
+    if not isinstance(variants, list) or not all(
+        isinstance(v, list) and v and (v[0] is None or isinstance(v[0], str)) for v in variants
+    ):
+        return f"variants: expected a list of [gene or null, ...], found {shown(variants)}"
+    return ""
+
+
+def _starts_with_text(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], str)
 
 
 def _known(hpo: HPO, terms: Iterable[Sequence[str]]) -> list[str]:
