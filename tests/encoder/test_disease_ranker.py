@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from tests.encoder.disease_graphs import random_hpo, term
 from vglm.encoder import disease_ranker
 from vglm.encoder.disease_candidates import candidates_of, screen
-from vglm.encoder.disease_index import disease_index
+from vglm.encoder.disease_index import KEPT_FILES, disease_index
 from vglm.encoder.disease_pooling import ABSENT, BASIS, EXTREMES, POOLED, pooled
 from vglm.encoder.disease_ranker import PRIOR, DiseaseModel, Weights
 from vglm.errors import GraphError, ModelError
@@ -136,6 +137,22 @@ def test_the_index_is_cached_by_content(tmp_path: Path) -> None:
     assert DiseaseModel(weights(), tmp_path).rank(again, FINDINGS) == first
     files[0].write_bytes(b"damaged")
     assert DiseaseModel(weights(), tmp_path).rank(Graph.from_dict(graph.to_dict()), FINDINGS) == first
+
+
+def test_the_newest_indexes_stay_in_the_cache(tmp_path: Path) -> None:
+    other = tmp_path / "hpo-1.npz"
+    other.write_bytes(b"")
+    written: list[Path] = []
+    for seed in range(KEPT_FILES + 2):
+        disease_index(random_hpo(seed, terms=8, diseases=3), tmp_path)
+        (new,) = set(tmp_path.glob("diseases-*")) - set(written)
+        os.utime(new, (seed, seed))
+        written.append(new)
+    disease_index(random_hpo(99, terms=8, diseases=3), tmp_path)
+    kept = set(tmp_path.glob("diseases-*"))
+    assert len(kept) == KEPT_FILES
+    assert kept & set(written) == set(written[1 - KEPT_FILES :])
+    assert other.exists()
 
 
 def test_threads_share_a_model(model: DiseaseModel) -> None:

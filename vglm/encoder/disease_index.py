@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from vglm.graph.derived import once_per_graph
 from vglm.graph.graph import Graph
 from vglm.graph.ranking_index import RankingIndex
 
+_log = logging.getLogger(__name__)
 VERSION = 2  # raise it when the index is computed in another way
+KEPT_FILES = 4  # every edit of a graph is another graph; an index of the ontology takes 25 MB
 
 
 class _Kept:
@@ -31,6 +34,7 @@ _kept = once_per_graph(_Kept)
 
 def disease_index(graph: Graph, cache_dir: Path | None = None) -> DiseaseIndex:
     """The index of a graph: from memory, else from a file in `cache_dir` (named by the graph's content), else built.
+    The newest `KEPT_FILES` files are kept.
 
     Raises GraphError for a graph without `has phenotype` edges. Threads that ask at once wait for the first of them.
     """
@@ -50,8 +54,19 @@ def _load(graph: Graph, cache_dir: Path | None) -> DiseaseIndex:
     if found is not None:
         return from_arrays(found[1])
     index = DiseaseIndex.build(graph, RankingIndex.build(graph))
-    cache.write(path, key, {}, to_arrays(index))
+    if cache.write(path, key, {}, to_arrays(index)):
+        _forget_oldest(cache_dir)
     return index
+
+
+def _forget_oldest(cache_dir: Path) -> None:
+    """Deletes all indexes but the newest; other processes may do the same."""
+    try:
+        files = sorted(cache_dir.glob("diseases-*.npz"), key=lambda file: file.stat().st_mtime_ns)
+        for file in files[:-KEPT_FILES]:
+            file.unlink(missing_ok=True)
+    except OSError as error:
+        _log.warning("old disease indexes are not deleted: %s: %s", cache_dir, error.strerror or error)
 
 
 def to_arrays(index: DiseaseIndex) -> cache.Arrays:
