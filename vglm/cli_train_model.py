@@ -20,7 +20,8 @@ DISTILL_EPILOG = (
 ADAPTER_EPILOG = (
     "Examples:\n\n"
     "vglm train adapter my-graph.json --out my-model\n\n"
-    "vglm train adapter hpo --data DATA --out teacher --steps 900   (as open-autoglm-v1 was trained)"
+    "vglm train adapter hpo --data DATA --out teacher --steps 900   "
+    "(the lessons of open-autoglm-v1, whose card says in which stages)"
 )
 Graphs = Annotated[
     list[str] | None,
