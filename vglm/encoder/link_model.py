@@ -28,7 +28,7 @@ class LinkModel:
     """Scores of triples over the entities of the graph that it was trained on; immutable.
 
     Entities and relations are numbered as in `entities` and `relations`. Scores are logits: their softmax over all
-    candidates is the model's probability, calibrated on the validation part.
+    candidates is the model's probability, calibrated on the validation part where texts are a part of the model.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ Ints = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
-MAX_RELATIONS = 512  # interactions are dense: 5 x 1024 x 1024 floats are 42 MB
+MAX_RELATIONS = 512  # interactions are dense: 10 x 1024 x 1024 floats are 42 MB
 NUM_INTERACTIONS = 10
 _CHUNK = 4_000_000  # pairs that are counted at once
 
