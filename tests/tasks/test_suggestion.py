@@ -73,11 +73,28 @@ def test_findings_are_linked(graph: Graph, given: list[str], ids: list[str]) -> 
             r"findings\[0\]: no phenotype of the graph is called 'Marfan syndrome'; the closest",
         ),
         (["qwertz"], r"findings\[0\]: no phenotype of the graph is called 'qwertz'"),
+        (["p2", "no scoliosis"], r"findings\[1\]: 'no scoliosis' says 'no', and .* in `excluded`"),
+        (["without seizures"], "says 'without'"),
+        (["Scoliosis was excluded"], "says 'excluded'"),
+        (["NORMAL hearing"], "says 'NORMAL'"),
     ],
 )
 def test_what_is_no_finding(graph: Graph, given: Any, message: str) -> None:
     with pytest.raises(GraphError, match=message):
         link_findings(graph, given, "findings")
+
+
+def test_a_name_may_say_absent() -> None:
+    nodes = [
+        {"id": "d", "name": "Disease", "type": "disease"},
+        {"id": "p", "name": "Absent eyebrow", "type": "phenotype", "aliases": ["No eyebrow (at all)"]},
+    ]
+    edges = [{"source": "d", "relation": "has phenotype", "target": "p"}]
+    graph = Graph.from_dict({"nodes": nodes, "edges": edges})
+    for name in ("absent eyebrow", "Absent eyebrow.", "No eyebrow (at all)", "p"):
+        assert [one.id for one in link_findings(graph, [name], "findings")] == ["p"]
+    with pytest.raises(GraphError, match="negations are not read"):
+        link_findings(graph, ["no absent eyebrow"], "findings")
 
 
 # ---- the ranking

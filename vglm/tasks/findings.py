@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,10 +14,11 @@ from vglm.graph.closest import closest
 from vglm.graph.derived import once_per_graph
 from vglm.graph.graph import Graph
 from vglm.graph.limits import shown
-from vglm.graph.linking import linker
+from vglm.graph.linking import Mention, linker
 
 MAX_FINDINGS = 256
 MAX_FINDING = 1_000  # characters
+_NEGATION = re.compile(r"\b(no|not|without|denies|denied|normal|excluded|absent|negative)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,8 @@ def link_findings(graph: Graph, given: Sequence[str], where: str) -> tuple[Findi
     """The phenotypes that ids, names, aliases or sentences mean, each once, in their order.
 
     A phenotype is a node of a type that diseases of the graph have as phenotypes. Of an ambiguous name the likeliest counts; a
-    sentence may name several. Raises GraphError that calls the list `where`, for what names none, with the closest nodes.
+    sentence may name several. Raises GraphError that calls the list `where`, for what names none, with the closest nodes, and
+    for a sentence that may deny what it names ("no scoliosis"), because negations are not read.
     """
     if isinstance(given, str | bytes) or not isinstance(given, Sequence):
         raise GraphError(f"{where}: expected a list of ids or names, found {shown(given)}")
@@ -58,9 +61,15 @@ def _linked(graph: Graph, text: str, types: frozenset[str], where: str) -> list[
                 f"{where}: {shown(text)} ({node.name}) is a {node.type or 'node'}, not a phenotype"
             )
         return [text]
+    mentions = linker(graph).link(text, types)
+    negation = _NEGATION.search(text)
+    if negation is not None and not _is_name(text, mentions, types):
+        raise GraphError(
+            f"{where}: {shown(text)} says {negation[0]!r}, and negations are not read: "
+            "give what is absent in `excluded`, and what is present here, by names or ids alone"
+        )
     fitting = (
-        next((entity.id for entity in mention.entities if entity.type in types), None)
-        for mention in linker(graph).link(text, types)
+        next((entity.id for entity in mention.entities if entity.type in types), None) for mention in mentions
     )
     ids = [node_id for node_id in fitting if node_id is not None]
     if not ids:
@@ -68,6 +77,16 @@ def _linked(graph: Graph, text: str, types: frozenset[str], where: str) -> list[
         hint = f"; the closest nodes are {', '.join(near)}" if near else ""
         raise GraphError(f"{where}: no phenotype of the graph is called {shown(text)}{hint}")
     return ids
+
+
+def _is_name(text: str, mentions: Sequence[Mention], types: frozenset[str]) -> bool:
+    """True if the whole text is a name or an alias ("Absent eyebrow"), but for signs at its ends."""
+    rest = [text[: mention.start] + text[mention.end :] for mention in mentions]
+    return any(
+        not re.search(r"\w", left)
+        and any(entity.type in types and entity.method != "fuzzy" for entity in mention.entities)
+        for mention, left in zip(mentions, rest, strict=True)
+    )
 
 
 @once_per_graph
