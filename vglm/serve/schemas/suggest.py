@@ -108,7 +108,8 @@ class SuggestAnswer(Answer):
     excluded: list[PhenotypeFound]
     candidates: list[SuggestedDisease]
     num_candidates: int = Field(
-        description="Diseases that were ranked; the probabilities of all of them add up to 1."
+        description="Diseases that were ranked. The probabilities of all of them add up to at most 1: to less with a trained "
+        "ranking, because the disease may be none of those that it expects."
     )
     explanations: list[SuggestionText]
     usage: Usage
