@@ -155,6 +155,10 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
     run.track(model=torch.nn.Linear(2, 2))
     with pytest.raises(ConfigError, match="parts model"):
         run.resume()
+    run.save(3)
+    run.track(model=torch.nn.Linear(3, 2))
+    with pytest.raises(ConfigError, match="does not fit the part model"):
+        run.resume()
 
 
 def test_checkpoints_hold_nested_values(tmp_path: Path) -> None:

@@ -100,7 +100,12 @@ class TrainingRun:
                 names = ", ".join(sorted(set(found["parts"]) ^ set(self._tracked)))
                 raise ConfigError(f"{self.checkpoint_path}: it and this program differ in the parts {names}")
             for name, part in self._tracked.items():
-                _restore(part, found["parts"][name])
+                try:
+                    _restore(part, found["parts"][name])
+                except RuntimeError as error:  # what load_state_dict raises for other names or shapes
+                    raise ConfigError(
+                        f"{self.checkpoint_path}: it does not fit the part {name}: {error}"
+                    ) from error
             _set_random_states(found["random"])
             self.values = found["values"]
             self._seconds_before = found["seconds"]
