@@ -155,6 +155,18 @@ def test_other_settings_in_the_same_folder_are_refused(base: str, tmp_path: Path
         train_model(plan(base, out, steps=1, learning_rate=1e-4))
 
 
+def test_other_data_in_the_same_folder_are_refused(base: str, tmp_path: Path) -> None:
+    mine = plan(base, tmp_path / "m", steps=1)
+    out = train_model(mine)
+    other = Graph.from_dict(
+        {"nodes": [{"id": "a"}, {"id": "b"}], "edges": [{"source": "a", "relation": "r", "target": "b"}]}
+    )
+    with pytest.raises(ConfigError, match="graphs was"):
+        train_model(replace(mine, graphs=[other]))
+    with pytest.raises(ConfigError, match="teacher was"):
+        train_model(mine, teacher=out)
+
+
 def test_the_learning_rate_rises_and_falls() -> None:
     rates = [schedule(step, 100, 10) for step in range(100)]
     assert rates[:10] == sorted(rates[:10])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,12 @@ def test_it_resumes_after_a_kill(tmp_path: Path) -> None:
     np.testing.assert_array_equal(resumed.score_heads([3], [1]), whole.score_heads([3], [1]))
     with pytest.raises(ConfigError, match="other settings"):
         train_links(split(), LinkOptions(complex=ComplexOptions(rank=17, epochs=10)), folder=tmp_path)
+    same = split()
+    train = same.train.copy()
+    train[[0, -1], 2] = train[[-1, 0], 2]
+    assert not np.array_equal(train, same.train)
+    with pytest.raises(ConfigError, match="other settings: data was"):
+        train_links(replace(same, train=train), options, folder=tmp_path)
 
 
 def test_a_graph_with_texts(tmp_path: Path) -> None:

@@ -178,6 +178,12 @@ def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, monkeypatch):
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
+def test_a_folder_of_another_graph_is_refused(tmp_path):
+    train_relational([random_graph(0)], SMALL, 0, tmp_path, show=False)
+    with pytest.raises(ConfigError, match="other settings: graphs was"):
+        train_relational([random_graph(1)], SMALL, 0, tmp_path, show=False)
+
+
 def test_too_few_triples(tmp_path):
     with pytest.raises(ConfigError, match="3 triples"):
         train_relational([random_graph(edges=3)], SMALL, 0, tmp_path)

@@ -159,6 +159,7 @@ class _Adapter:
         self._model.load_adapter(state)
 
 
-def settings(options: AdapterOptions, mixture: Mixture) -> dict[str, object]:
-    """What makes a training the same one."""
-    return {**asdict(options), "lessons": [[lesson.name, lesson.share] for lesson in mixture.lessons]}
+def settings(options: AdapterOptions, mixture: Mixture, **data: object) -> dict[str, object]:
+    """What makes a training the same one; `data` names what it learns from, by digests."""
+    lessons = [[lesson.name, lesson.share] for lesson in mixture.lessons]
+    return {**asdict(options), "lessons": lessons, **data}

@@ -159,6 +159,7 @@ class _Training:
         settings: dict[str, Any] = {
             "stage": stage.name,
             "triples": len(self.data.train),
+            "data": self.data.digest,
             **asdict(self.options),
         }
         settings.pop("seed")

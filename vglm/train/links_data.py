@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from vglm.errors import GraphError, ModelError
 from vglm.graph.graph import Graph
@@ -36,6 +38,15 @@ class Triples:
     valid: Longs
     texts: tuple[str, ...] = field(default=(), repr=False)
     true: Longs = field(default_factory=_no_triples, repr=False)
+
+    @property
+    def digest(self) -> str:
+        """Of the content, hexadecimal: equal for equal triples, names and texts."""
+        found = xxhash.xxh3_128(json.dumps([self.entities, self.relations, self.texts]).encode())
+        for part in (self.train, self.valid, self.true):
+            found.update(f"{part.shape}".encode())
+            found.update(np.ascontiguousarray(part).tobytes())
+        return found.hexdigest()
 
     @classmethod
     def from_graph(cls, graph: Graph, *, holdout: float = 0.05, seed: int = 0) -> Triples:

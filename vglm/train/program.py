@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from vglm.errors import ConfigError, ModelError
 from vglm.graph.graph import Graph
 from vglm.model.adapter import Adapter, save_adapter
-from vglm.model.bundle import ADAPTER, card_file, read_card, write_card
+from vglm.model.bundle import ADAPTER, card_file, read_card, sha256, write_card
 from vglm.model.checkpoint import open_checkpoint
 from vglm.model.graph_card import GraphCard
 from vglm.model.pull import resolve_model
@@ -65,9 +65,14 @@ def train_model(plan: Plan, teacher: Path | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     lessons = [*_lessons(plan), general_lesson(_general(plan, folder))]
     mixture = Mixture(lessons, RowWriter(checkpoint, CARD), plan.seed)
-    run = TrainingRun(
-        folder, settings(plan.options, mixture), plan.seed
-    )  # seeds what the adapter begins with
+    same = settings(
+        plan.options,
+        mixture,
+        base=checkpoint.fingerprint,
+        graphs=[graph.fingerprint for graph in plan.graphs],
+        teacher="" if teacher is None else sha256(teacher / ADAPTER),
+    )
+    run = TrainingRun(folder, same, plan.seed)  # seeds what the adapter begins with
     model = LanguageModel(checkpoint, plan.options.rank, plan.options.alpha)
     if taught is not None:
         model.load_adapter(taught)

@@ -58,14 +58,16 @@ def train_relational(
 ) -> RelationalModel:
     """Train from random weights, or go on where the run in `folder` was stopped.
 
-    The graphs are equally frequent whatever their sizes. Raises ConfigError for a graph of too few triples.
+    The graphs are equally frequent whatever their sizes. Raises ConfigError for a graph of too few triples, and
+    for a folder that holds the training of other graphs.
     """
     for graph in graphs:
         if len(graph.triples) < _LEAST_TRIPLES:
             raise ConfigError(
                 f"a graph to train on has {len(graph.triples)} triples; it takes {_LEAST_TRIPLES} or more"
             )
-    run = TrainingRun(folder, {"task": "relational encoder", **asdict(settings)}, seed, show=show)
+    identity = {"task": "relational encoder", "graphs": [graph.digest for graph in graphs]}
+    run = TrainingRun(folder, {**identity, **asdict(settings)}, seed, show=show)
     try:
         model = RelationalModel(settings.shape)
         optimizer = torch.optim.AdamW(model.parameters(), lr=settings.rate, weight_decay=1e-4)

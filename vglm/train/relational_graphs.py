@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from vglm.encoder.relational_structure import RelationalStructure
 from vglm.graph.graph import Graph
@@ -38,6 +39,13 @@ class TrainingGraph:
         columns = graph.columns
         triples = np.stack([columns.sources, columns.relations, columns.targets], axis=1).astype(np.int64)
         return cls(graph.num_nodes, len(columns.relation_names), np.unique(triples, axis=0))
+
+    @property
+    def digest(self) -> str:
+        """Of the content, hexadecimal: equal for equal graphs."""
+        found = xxhash.xxh3_128(f"{self.num_nodes}:{self.num_relations}:".encode())
+        found.update(np.ascontiguousarray(self.triples).tobytes())
+        return found.hexdigest()
 
     @cached_property
     def structure(self) -> RelationalStructure:
