@@ -53,7 +53,7 @@ class Setting:
 
 _LARGE = LinkOptions.suited_to(40_000)
 SETTINGS = {
-    "umls": Setting("umls", LinkOptions(complex=ComplexOptions(epochs=60)), seeds=5),
+    "umls": Setting("umls", LinkOptions(complex=ComplexOptions(epochs=60, regularisation=0.01)), seeds=5),
     "kinships": Setting(
         "kinships",
         LinkOptions(complex=ComplexOptions(epochs=30, regularisation=0.01, relation_weight=0.5)),
