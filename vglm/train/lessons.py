@@ -46,7 +46,6 @@ class Batch:
     positions: Tensor
     targets: Tensor
     visible: Tensor
-    num_turns: int = 0
 
 
 @dataclass(slots=True)
@@ -101,9 +100,8 @@ def _padded(rows: Sequence[Row], length: int) -> Batch:
         positions[place, :own] = row.positions
         targets[place, :own] = row.targets
         visible[place, :own, :own] = row.visible
-    turns = sum(row.num_turns for row in rows)
     made = torch.from_numpy
-    return Batch(made(tokens), made(positions), made(targets), made(visible), turns)
+    return Batch(made(tokens), made(positions), made(targets), made(visible))
 
 
 def graph_lessons(graphs: Sequence[Graph]) -> list[Lesson]:
