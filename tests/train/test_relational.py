@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -187,6 +189,13 @@ def test_a_folder_of_another_graph_is_refused(tmp_path):
 def test_too_few_triples(tmp_path):
     with pytest.raises(ConfigError, match="3 triples"):
         train_relational([random_graph(edges=3)], SMALL, 0, tmp_path)
+
+
+def test_a_graph_of_tiny_parts(tmp_path):
+    pairs = TrainingGraph(48, 1, np.array([[2 * i, 0, 2 * i + 1] for i in range(24)]))
+    settings = replace(SMALL, vary=1.0, smallest=30, largest=40)
+    with pytest.raises(ConfigError, match="parts too small"):
+        train_relational([pairs], settings, 0, tmp_path, show=False)
 
 
 def test_a_saved_model_is_an_encoder(tmp_path):

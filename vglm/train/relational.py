@@ -24,6 +24,7 @@ from vglm.train.run import TrainingRun
 
 _WARM_UP = 50
 _LEAST_TRIPLES = 20  # of a variation
+_MOST_TRIES = 1_000  # variations that are drawn for one, before the graph is said to have none
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,11 @@ class _Variations:
         graph = self.graphs[int(rng.integers(len(self.graphs)))]
         if graph.num_nodes <= settings.largest and rng.random() >= settings.vary:
             return graph
-        while True:
+        for _ in range(_MOST_TRIES):
             found = varied(graph, rng, (settings.smallest, settings.largest))
             if len(found.triples) >= _LEAST_TRIPLES:
                 return found
+        raise ConfigError(
+            f"a graph of {graph.num_nodes:,} nodes and {len(graph.triples):,} triples falls into parts too small to train "
+            f"on: none of {_MOST_TRIES:,} variations of it had {_LEAST_TRIPLES} triples; give a graph that hangs together"
+        )
