@@ -7,7 +7,7 @@ pytest.importorskip("torch")
 
 from tests.train.test_disease_ranking import hpo, patients  # noqa: F401
 from vglm.errors import ConfigError
-from vglm.evaluate.disease_ranking import WITHOUT_PRIOR, Validated, cross_validate, figures
+from vglm.evaluate.disease_ranking import NOTE, WITHOUT_PRIOR, Validated, cross_validate, figures
 from vglm.evaluate.report import OURS
 from vglm.graph.hpo import HPO
 from vglm.train.disease_cases import Case
@@ -30,6 +30,7 @@ def test_every_case_is_ranked_once_by_every_system(hpo: HPO) -> None:  # noqa: F
 def test_means_by_case_and_by_disease() -> None:
     cases = [Case(disease, False, frozenset(), [], []) for disease in "aaab"]
     shown = figures(Validated(cases, {OURS: np.array([1, 1, 1, 10.0])}, np.ones(2, np.float32), []), "a note")
+    assert {one.note for one in shown} == {f"{NOTE}; a note"}
     found = {(f.data, f.metric): f for f in shown}
     assert found["by case", "Top-1"].value == 0.75
     assert found["by disease", "Top-1"].value == 0.5
