@@ -203,10 +203,10 @@ def stored_graph(hpo: HPO, directory: Path | None) -> Stored:
 
 
 def ask(llm: LLM, graph: Graph, patient: Patient, best: list[Candidate], hpo: HPO, view: Any) -> list[Answer]:
-    """Why each of the best candidates is one; then, over the same parts of the graph, which fits best."""
+    """Why each of the best candidates is one; then a question over the same parts of the graph."""
     asker = Asker(llm, graph, [hpo.graph.name_of(finding) for finding in patient.findings], view)
     answers = [asker.explain(candidate) for candidate in best]
-    answers.append(asker.choose(best))
+    answers.append(asker.last(best))
     return [answer for answer in answers if answer is not None]
 
 

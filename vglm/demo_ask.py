@@ -48,7 +48,9 @@ class Asker:
         self._findings = findings  # names
         self._view = view
 
-    def explain(self, candidate: Candidate) -> Answer | None:
+    def explain(
+        self, candidate: Candidate, title: str = "Why is {place}. {name} a candidate?"
+    ) -> Answer | None:
         """Why a disease is a candidate, as `LLM.suggest` explains it. None if none of its phenotypes explains anything."""
         from vglm.tasks.graph_output import named
         from vglm.tasks.suggestion import why_task
@@ -60,14 +62,20 @@ class Asker:
         if task.asked is None:
             return None
         name = task.asked.graph.name_of(candidate.id)
-        answer, output = self._ask(
-            f"Why is {candidate.place}. {name} a candidate?", task.lead, task.asked, started
-        )
+        asked = title.format(place=candidate.place, name=name)
+        answer, output = self._ask(asked, task.lead, task.asked, started)
         said = task.explained(answer.text, None, output)
         answer.edges = list(said.edges)
         answer.named = answer.named or tuple(named(task.asked.graph, node) for node in output.mentions)
         self._view.answered(answer)
         return answer
+
+    def last(self, candidates: Sequence[Candidate]) -> Answer | None:
+        """A question over what has been read already: which candidate fits best, or of a model whose ranking has answered that,
+        the first one again."""
+        if not candidates or not self._llm.asking.prompts.card.spans:
+            return self.choose(candidates)
+        return self.explain(candidates[0], "Asked again: why is {place}. {name} a candidate?")
 
     def choose(self, candidates: Sequence[Candidate]) -> Answer | None:
         """Which of the candidates fits best, over the parts of the graph that were read before. None for fewer than two."""

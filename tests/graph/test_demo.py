@@ -173,7 +173,7 @@ def test_evidence_graph_has_edges_of_the_graph_only(hpo: HPO) -> None:
 
 
 def test_answers_name_what_the_graph_links_and_read_it_once(directory: Path, tmp_path: Path) -> None:
-    """With the model: the question over several candidates finds what was read about each of them."""
+    """With the model: what is asked again finds what was read about it."""
     environment = {**os.environ, "VGLM_GRAPH_STORE": str(tmp_path / "graphs.db")}
     command = [sys.executable, "-m", "vglm.demo", "--hpo", str(directory), "--json", "--findings"]
     done = subprocess.run(
