@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vglm.encoder.disease_candidates import Candidates, Screening
+from vglm.encoder.products import times_vector
 from vglm.graph.ranking import NOISE
 from vglm.graph.ranking_index import MAX_FREQUENCY, RankingIndex
 
@@ -202,6 +203,6 @@ def whole(
     out[:, 9] = per_candidate(content) / count
     out[:, 10] = candidates.around / n
     out[:, 11] = np.maximum(candidates.around - screening.around.max(), -20)
-    out[:, 12] = candidates.vectors @ screening.vector
+    out[:, 12] = times_vector(candidates.vectors, screening.vector)
     out[:, 13] = out[:, 12] - screening.best_cosine
     return out
