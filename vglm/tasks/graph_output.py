@@ -45,7 +45,8 @@ def graph_output(
         candidates=tuple(named(graph, node, score) for node, score in scores.items() if node in graph),
         json=grounded.json if grounded is not None else None,
         complete=grounded.complete if grounded is not None else True,
-        entities=tuple(named(graph, node) for node in entities if node in graph),  # the budget may leave one out
+        # of what the question names, the budget may have left something out
+        entities=tuple(named(graph, node) for node in entities if node in graph),
         num_nodes=graph.num_nodes,
         num_edges=graph.num_edges,
         num_tokens=prompt.num_graph_tokens,
