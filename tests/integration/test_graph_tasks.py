@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -176,3 +177,11 @@ def test_what_cannot_be_completed_is_refused_by_name(
 ) -> None:
     with pytest.raises((GraphError, RequestError), match=where):
         llm.complete(graph, **arguments)
+
+
+def test_an_entity_that_the_budget_leaves_out_is_no_error(tiny: Path, home: Path) -> None:
+    graph = Graph.from_dict({"nodes": [{"id": "0", "text": "word " * 400}], "edges": []})
+    found = LLM(str(tiny)).classify(graph, ["a", "b"], entity="0", budget=1)
+    assert len(found.candidates) == 2
+    assert found.graph.entities == ()
+    assert found.graph.left_out
