@@ -19,10 +19,12 @@ TASKS = {
     "explanation": "explanations of medical suggestions: what they name and cite exists",
     "language": "perplexity on general text, against the base model",
 }
+ONLY = {"dtype": ("reasoning", "explanation", "language"), "text": ("language",), "samples": ("explanation",)}
 EPILOG = (
     "Examples:\n\nvglm eval --data DATA\n\n"
     "vglm eval graph_classes --data DATA --seeds 5 --json classes.json\n\n"
     "vglm eval reasoning language --data DATA --model ./my-model\n\n"
+    "vglm eval reasoning explanation language --data DATA --dtype int8,bf16\n\n"
     "docs/training.md says how DATA is laid out. Tasks: "
     + "; ".join(f"{name} ({about})" for name, about in TASKS.items())
 )
@@ -45,6 +47,23 @@ def evaluate(
         int | None,
         typer.Option(min=1, help="How often a training is repeated; default: each task's own number."),
     ] = None,
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Weights: bf16, int8 or int4, several with commas: a row for each, and what each costs against bf16 case by "
+            "case. For reasoning, explanation and language; default: the model's own."
+        ),
+    ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(help="For language: a text of your own (UTF-8, 2,048 tokens or more); may be repeated."),
+    ] = None,
+    samples: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="For explanation: also write 50 explanations there as Markdown, to be read."
+        ),
+    ] = None,
     json_: opt.Json = None,
 ) -> None:
     """Evaluate a model and its baselines: tables with 95 % intervals, and JSON.
@@ -53,14 +72,21 @@ def evaluate(
     """
     from vglm.bench.report import check_writable
     from vglm.errors import ConfigError
+    from vglm.evaluate.dtypes import parse_dtypes
 
     for name in tasks or []:
         if name not in TASKS:
             raise ConfigError(f"no task {name!r}; there are {', '.join(TASKS)}")
     if not data.is_dir():
         raise ConfigError(f"--data {data}: no such folder; docs/training.md says what it holds")
+    for option, value in {"dtype": dtype, "text": text, "samples": samples}.items():
+        if value and tasks and not set(tasks) & set(ONLY[option]):
+            raise ConfigError(f"--{option} is for {', '.join(ONLY[option])}, and none of them is evaluated")
     check_writable(json_)
-    _run(list(tasks or []), data, {"model": model, "base": base, "seeds": seeds}, json_)
+    check_writable(samples, "--samples")
+    given = {"model": model, "base": base, "seeds": seeds, "texts": text, "samples": samples}
+    given["dtypes"] = parse_dtypes(dtype) if dtype else None
+    _run(list(tasks or []), data, given, json_)
 
 
 def _run(tasks: list[str], data: Path, given: dict[str, Any], json_: Path | None) -> None:

@@ -176,6 +176,17 @@ def test_an_encoder_of_two_graphs(here: Here, triples: Path) -> None:
             ["eval", "graph_classes", "--data", ".", "--json", "no/x.json"],
             "--json no/x.json: cannot be written",
         ),
+        (["eval", "language", "--data", ".", "--dtype", "int8,fp8"], "--dtype 'fp8': choose among bf16"),
+        (["eval", "language", "--data", ".", "--text", "none.txt"], "none.txt: no such file"),
+        (
+            ["eval", "graph_classes", "--data", ".", "--dtype", "int4"],
+            "--dtype is for reasoning, explanation, language",
+        ),
+        (["eval", "reasoning", "--data", ".", "--text", "x"], "--text is for language, and none of them"),
+        (
+            ["eval", "explanation", "--data", ".", "--samples", "no/x.md"],
+            "--samples no/x.md: cannot be written",
+        ),
     ],
 )
 def test_refusals(here: Here, triples: Path, arguments: list[str], message: str) -> None:

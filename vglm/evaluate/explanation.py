@@ -1,99 +1,142 @@
-"""Explanations of medical suggestions: whether what they name and cite is so, on published patients.
+"""Explanations of medical suggestions: whether what they name, cite and say is so, on published patients.
 
-Checked against the graph itself, not against what the decoder reports: every name in [brackets] is the candidate or one of its
-phenotypes, every cited edge is the candidate's, and every frequency stands in the graph for a phenotype of the candidate.
-`write_samples` prints some for people to judge.
+Checked by vglm/evaluate/statements.py, against the graph and the evidence. `write_samples` prints some for people to judge.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vglm.errors import GraphError
-from vglm.evaluate.reasoning import opened
+from vglm.errors import ConfigError, GraphError
+from vglm.evaluate import statements
+from vglm.evaluate.dtypes import OWN, costs, labelled, opened
 from vglm.evaluate.report import OURS, Figure, summary
-from vglm.graph.annotations import HAS_PHENOTYPE
-from vglm.graph.evidence import Candidate
+from vglm.graph.evidence import Candidate, Evidence
 from vglm.graph.hpo import HPO, load_hpo
 from vglm.model.pull import home, pull_hpo
 
 if TYPE_CHECKING:
     from vglm import LLM
-    from vglm.tasks.suggestion import SuggestionExplained
+    from vglm.tasks.suggestion import Suggested, SuggestionExplained
 
 TASK = "explanation"
+DATA = "published patients"
 PATIENTS = Path("phenopackets/patients.jsonl.gz")
-_NAMES = re.compile(r"\[([^\[\]]*)\]")
-_MATCHES = re.compile(r"([^:,.\[\]]+?) matches \[([^\[\]]*)\]")
-_LEFT_OVER = re.compile(
-    r"(?:does not explain|does not link it to) ([^.\[]*)|([^.\[]*) (?:is|are) not explained"
-)
-_FRACTION = re.compile(r"\b\d+/\d+\b")
+SAMPLES = 50
+MOST_SHOWN = 12  # findings of a sample
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """A published patient: ids of findings and of those that were absent; `diagnosis` is the disease's name."""
+
+    id: str
+    findings: list[str]
+    excluded: list[str]
+    diagnosis: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """One explanation: whether all names and all edges belong to the candidate, whether every frequency does, whether what it
-    says of the patient's findings is so (which phenotype matches which finding, and which are not explained), whether it was
-    finished, and how many phenotypes it names.
+    """One explanation, and what holds of it: whether all names, all cited edges and all frequencies are the candidate's,
+    whether what it says of the patient's findings is so, whether it was finished, and whether it names a phenotype.
     """
 
-    patient: str
-    candidate: str
     text: str
     names_belong: bool
     edges_belong: bool
     frequencies_right: bool
     findings_right: bool
     finished: bool
-    num_named: int
+    names_a_finding: bool
+
+
+METRICS = {
+    "names belong": "names_belong",
+    "edges belong": "edges_belong",
+    "frequencies right": "frequencies_right",
+    "findings right": "findings_right",
+    "finished": "finished",
+    "names a finding": "names_a_finding",
+}
 
 
 def run(
-    data: Path, *, model: str = OURS, base: str = "smollm2-135m-instruct", patients: int = 200, seed: int = 0
+    data: Path,
+    *,
+    model: str = OURS,
+    base: str = "smollm2-135m-instruct",
+    patients: int = 200,
+    seed: int = 0,
+    dtypes: Sequence[str] = (OWN,),
+    samples: Path | None = None,
 ) -> list[Figure]:
-    """Shares of explanations that hold, for `model` and its `base`, of the best candidate of `patients` random patients."""
+    """Shares of explanations that hold, for `model` in each of `dtypes` and its `base`, of the best candidate of `patients`
+    random patients. With `samples`, explanations for SAMPLES patients are written there as Markdown.
+
+    Raises ConfigError when the patients cannot be read.
+    """
     hpo = load_hpo(pull_hpo(progress=False), home() / "graphs")
     cases = read_patients(data / PATIENTS, hpo, patients, seed)
-    figures: list[Figure] = []
-    for name in (base, model):
-        with opened(name) as llm:
-            found = [check(llm, hpo, *case) for case in cases]
-        for metric, values in (
-            ("names belong", [one.names_belong for one in found]),
-            ("edges belong", [one.edges_belong for one in found]),
-            ("frequencies right", [one.frequencies_right for one in found]),
-            ("findings right", [one.findings_right for one in found]),
-            ("finished", [one.finished for one in found]),
-            ("names a finding", [one.num_named > 0 for one in found]),
-        ):
-            figures.append(summary(TASK, "published patients", name, metric, np.array(values, float)))
+    figures = []
+    for metric, values in _scores(base, OWN, hpo, cases).items():
+        figures.append(summary(TASK, DATA, base, metric, values))
+    scores: dict[str, dict[str, list[float]]] = {metric: {} for metric in METRICS}
+    for dtype in dtypes:
+        for metric, values in _scores(model, dtype, hpo, cases).items():
+            scores[metric][dtype] = values
+    for metric, found in scores.items():
+        figures += [summary(TASK, DATA, labelled(model, dtype), metric, found[dtype]) for dtype in found]
+        figures += costs(TASK, DATA, model, metric, found)
+    if samples is not None:
+        write_samples(data, samples, model=model, dtype=dtypes[0])
     return figures
 
 
-def read_patients(path: Path, hpo: HPO, count: int, seed: int) -> list[tuple[str, list[str], list[str]]]:
-    """(id, findings, excluded findings) of `count` random patients; terms that the release does not know are left out."""
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        records = [json.loads(line) for line in lines]
+def _scores(model: str, dtype: str, hpo: HPO, cases: Sequence[Patient]) -> dict[str, list[float]]:
+    with opened(model, dtype) as llm:
+        found = [check(llm, hpo, case)[1] for case in cases]
+    return {metric: [float(getattr(one, name)) for one in found] for metric, name in METRICS.items()}
+
+
+def read_patients(path: Path, hpo: HPO, count: int, seed: int, *, uncited: bool = False) -> list[Patient]:
+    """`count` random patients; terms that the release does not know are left out.
+
+    `uncited`: only those whose papers the annotations of their disease do not cite. Raises ConfigError for a file that is not
+    one of published patients.
+    """
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            records = [json.loads(line) for line in lines]
+    except FileNotFoundError:
+        raise
+    except (OSError, EOFError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as published patients: {error}") from error
     order = np.random.default_rng(seed).permutation(len(records))
-    cases: list[tuple[str, list[str], list[str]]] = []
+    found: list[Patient] = []
     for place in order.tolist():
         record = records[place]
         present = _known(hpo, record["hpo"])
         absent = [term for term in _known(hpo, record["hpo_excluded"]) if term not in present]
-        if present:
-            cases.append((record["id"], present, absent))
-        if len(cases) == count:
+        if present and (not uncited or _is_uncited(hpo, record)):
+            found.append(Patient(record["id"], present, absent, record["disease"][1]))
+        if len(found) == count:
             break
-    return cases
+    return found
+
+
+def _is_uncited(hpo: HPO, record: dict[str, Any]) -> bool:
+    disease, papers = record["disease"][0], set(record["pmid"])
+    if disease not in hpo.graph or not papers:
+        return False
+    return not any(papers & set(e.attributes.get("references", ())) for e in hpo.graph.edges_of(disease))
 
 
 def _known(hpo: HPO, terms: Sequence[Sequence[str]]) -> list[str]:
@@ -106,57 +149,65 @@ def _known(hpo: HPO, terms: Sequence[Sequence[str]]) -> list[str]:
     return list(found)
 
 
-def check(llm: LLM, hpo: HPO, patient: str, findings: Sequence[str], excluded: Sequence[str]) -> Checked:
-    """Explains the best candidate of one patient, and looks every name, edge and frequency up in the graph."""
-    suggested = llm.suggest(hpo.graph, findings, excluded, top=1, explain=1)
-    (explained,) = suggested.explanations
-    return checked(hpo, patient, suggested.candidates[0].candidate, explained)
+def check(llm: LLM, hpo: HPO, patient: Patient) -> tuple[Suggested, Checked]:
+    """Explains the best candidate of one patient, and looks up what the explanation says."""
+    suggested = llm.suggest(hpo.graph, patient.findings, patient.excluded, top=1, explain=1)
+    return suggested, checked(hpo, suggested.candidates[0].candidate, suggested.explanations[0])
 
 
-def checked(hpo: HPO, patient: str, candidate: Candidate, explained: SuggestionExplained) -> Checked:
+def checked(hpo: HPO, candidate: Candidate, explained: SuggestionExplained) -> Checked:
     """What holds of an explanation."""
-    graph = hpo.graph
-    edges = graph.edges_of(explained.id, relation=HAS_PHENOTYPE)
-    own = {graph.name_of(edge.target) for edge in edges} | {graph.name_of(explained.id)}
-    named = [name.partition(" [")[0] for name in _NAMES.findall(explained.text)]
-    stated = {str(edge.attributes.get("frequency", "")) for edge in edges}
-    stated |= {str(edge.attributes.get("frequency_label", "")) for edge in edges}
-    known = set(edges_of_ids(explained))
-    there = {(edge.source, edge.relation, edge.target) for edge in edges}
+    graph, text = hpo.graph, explained.text
     return Checked(
-        patient,
-        graph.name_of(explained.id),
-        explained.text,
-        all(name in own for name in named),
-        known <= there,
-        all(any(part in label for label in stated) for part in _FRACTION.findall(explained.text)),
-        _findings_right(candidate, explained.text),
+        text,
+        statements.names_belong(graph, candidate.id, text),
+        statements.edges_belong(graph, candidate, text, explained.edges),
+        statements.frequencies_right(graph, candidate.id, text),
+        statements.findings_right(candidate, text),
         explained.finish_reason == "stop",
-        len({name for name in named if name != graph.name_of(explained.id)}),
+        any(name != candidate.name for name in statements.mentions(text)),
     )
 
 
-def _findings_right(candidate: Candidate, text: str) -> bool:
-    """Whether a finding that "matches" a phenotype does, and none that is explained is said not to be."""
-    pairs = {(item.finding_name.lower(), item.matched_name) for item in candidate.evidence if item.explained}
-    explained = {finding for finding, _ in pairs}
-    for finding, phenotype in _MATCHES.findall(text):
-        said = finding.strip().lower()
-        if not any(said.endswith(name) and matched == phenotype for name, matched in pairs):
-            return False
-    left_over = " ".join(part.lower() for found in _LEFT_OVER.findall(text) for part in found)
-    return not any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", left_over) for name in explained)
+# ---- samples
 
 
-def edges_of_ids(explained: SuggestionExplained) -> list[tuple[str, str, str]]:
-    """The cited edges as (source, relation, target)."""
-    return [(edge.source, edge.relation, edge.target) for edge in explained.edges]
+def write_samples(
+    data: Path, path: Path, *, model: str = OURS, dtype: str = OWN, patients: int = SAMPLES, seed: int = 1
+) -> None:
+    """Explanations as Markdown, to be judged by reading: patient, suggestion, evidence, explanation.
 
-
-def write_samples(data: Path, path: Path, *, model: str = OURS, patients: int = 50, seed: int = 1) -> None:
-    """Explanations as text, to be judged by reading: patient, candidate, what was written."""
+    The patients are random ones whose papers the ontology does not cite for their disease.
+    """
     hpo = load_hpo(pull_hpo(progress=False), home() / "graphs")
-    with opened(model) as llm:
-        found = [check(llm, hpo, *case) for case in read_patients(data / PATIENTS, hpo, patients, seed)]
-    parts = [f"{one.patient}: {one.candidate}\n{one.text}\n" for one in found]
+    cases = read_patients(data / PATIENTS, hpo, patients, seed, uncited=True)
+    with opened(model, dtype) as llm:
+        parts = [
+            "\n".join(_sample(number, case, *check(llm, hpo, case))) for number, case in enumerate(cases, 1)
+        ]
     path.write_text("\n".join(parts), encoding="utf-8")
+
+
+def _sample(number: int, patient: Patient, suggested: Suggested, said: Checked) -> Iterator[str]:
+    (best,) = suggested.candidates
+    yield f"### {number}. {patient.id}\n"
+    yield f"Findings: {_listed([one.name for one in suggested.findings])}  "
+    if suggested.excluded:
+        yield f"Absent: {_listed([one.name for one in suggested.excluded])}  "
+    yield f"Suggestion: **{best.name}** ({best.id}, probability {best.probability:.2f}); published as {patient.diagnosis}  "
+    yield f"Evidence: {'; '.join(map(_matched, best.candidate.evidence[:MOST_SHOWN]))}  "
+    if best.candidate.against:
+        yield f"Against: {_listed([item.finding_name for item in best.candidate.against])}  "
+    yield f"\n> {said.text or '(nothing is explained)'}\n"
+
+
+def _matched(item: Evidence) -> str:
+    if not item.explained:
+        return f"{item.finding_name}: not explained"
+    match = "the same" if item.exact else item.matched_name
+    return f"{item.finding_name}: {match}{f' ({item.frequency})' if item.frequency else ''}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - MOST_SHOWN
+    return ", ".join(names[:MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -9,15 +9,14 @@ asks several questions of one graph, so most held-out questions are about graphs
 
 from __future__ import annotations
 
-import gc
 import random
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vglm.errors import ConfigError
+from vglm.evaluate.dtypes import OWN, costs, labelled, opened
 from vglm.evaluate.report import OURS, Figure, summary
 from vglm.model.bundle import write_card
 from vglm.model.graph_card import GraphCard
@@ -27,14 +26,15 @@ if TYPE_CHECKING:
     from vglm import LLM
 
 TASK = "graph reasoning"
+METRIC = "accuracy"
 MODES = ("spans", "sequential")
 ANSWERS = ("Yes", "No")
 
 
 def run(
-    data: Path, *, model: str = OURS, base: str = "smollm2-135m-instruct", dtypes: Sequence[str] = ("int8",)
+    data: Path, *, model: str = OURS, base: str = "smollm2-135m-instruct", dtypes: Sequence[str] = (OWN,)
 ) -> list[Figure]:
-    """Accuracy of `model` and of its `base`, for each of `dtypes`. Raises ConfigError when `data` has neither set."""
+    """Accuracy of `model`, in each of `dtypes`, and of its `base`. Raises ConfigError when `data` has neither set."""
     stances = _stances(data)
     shapes = {name: _shapes(data, name) for name in ("connectivity", "cycle")}
     if not stances and not any(shapes.values()):
@@ -42,20 +42,34 @@ def run(
     shapes["random graphs"] = random_cases()
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as folder:
-        told = _with_facts(Path(folder), base)
-        systems = [(base, base, "int8", "sequential"), (f"{base}, with facts", told, "int8", "sequential")]
-        systems += [(_name(model, dtype, mode), model, dtype, mode) for dtype in dtypes for mode in MODES]
-        for name, path, dtype, mode in systems:
-            with opened(path, dtype) as llm:
-                if stances:
-                    right = stance_scores(llm, stances, mode)
-                    figures.append(summary(TASK, "ExplaGraphs", name, "accuracy", right))
-                for data_set, cases in shapes.items():
-                    if cases:
-                        right = shape_scores(llm, cases, mode)
-                        title = data_set if data_set == "random graphs" else f"NLGraph {data_set}"
-                        figures.append(summary(TASK, title, name, "accuracy", right))
+        for name, path in ((base, base), (f"{base}, with facts", _with_facts(Path(folder), base))):
+            with opened(path) as llm:
+                scores = _scores(llm, stances, shapes, "sequential")
+            figures += [summary(TASK, data_set, name, METRIC, right) for data_set, right in scores.items()]
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}  # by data and mode, then by dtype
+    for dtype in dtypes:
+        with opened(model, dtype) as llm:
+            for mode in MODES:
+                for data_set, right in _scores(llm, stances, shapes, mode).items():
+                    found.setdefault((data_set, mode), {})[dtype] = right
+    for (data_set, mode), scores in found.items():
+        said = () if mode == "spans" else (mode,)
+        for dtype, right in scores.items():
+            figures.append(summary(TASK, data_set, labelled(model, dtype, *said), METRIC, right))
+        figures += costs(TASK, data_set, model, METRIC, scores, *said)
     return figures
+
+
+def _scores(
+    llm: LLM, stances: Sequence[stance.Stance], shapes: Mapping[str, Sequence[shape.ShapeCase]], mode: str
+) -> dict[str, list[float]]:
+    """1.0 or 0.0 for each case of each data set that is there."""
+    found = {"ExplaGraphs": stance_scores(llm, stances, mode)} if stances else {}
+    for name, cases in shapes.items():
+        if cases:
+            title = name if name == "random graphs" else f"NLGraph {name}"
+            found[title] = shape_scores(llm, cases, mode)
+    return found
 
 
 def _with_facts(folder: Path, base: str) -> str:
@@ -77,19 +91,6 @@ def random_cases(count: int = 100, seed: int = 12_345) -> list[shape.ShapeCase]:
                 answer = turn.answer.startswith("Yes")
                 cases.append(shape.ShapeCase(sample.graph, turn.question, answer, "", f"random:{len(cases)}"))
     return cases[: 2 * count]
-
-
-@contextmanager
-def opened(model: str, dtype: str = "int8") -> Iterator[LLM]:
-    """The model, and its memory given back afterwards."""
-    from vglm import LLM
-
-    llm = LLM(model=model, dtype=dtype)
-    try:
-        yield llm
-    finally:
-        del llm
-        gc.collect()
 
 
 def stance_scores(llm: LLM, cases: Sequence[stance.Stance], mode: str) -> list[float]:
@@ -118,12 +119,6 @@ def shape_scores(llm: LLM, cases: Sequence[shape.ShapeCase], mode: str) -> list[
     )
     wanted = [ANSWERS[0 if case.answer else 1] for case in cases]
     return [float(one.outputs[0].text == answer) for one, answer in zip(outputs, wanted, strict=True)]
-
-
-def _name(model: str, dtype: str, mode: str) -> str:
-    if dtype == "int8" and mode == "spans":
-        return model
-    return f"{model} ({mode})" if dtype == "int8" else f"{model} ({dtype}, {mode})"
 
 
 def _stances(data: Path) -> list[stance.Stance]:

@@ -109,12 +109,16 @@ def show(figures: Iterable[Figure], out: Console | None = None) -> None:
 
 
 def shown(figure: Figure) -> str:
-    """Value and interval as text: a fraction as percent, a reciprocal rank with three digits, all else as it is."""
+    """Value and interval as text: a fraction as percent, a reciprocal rank with three digits, all else as it is.
+
+    Differences, which may be below 0, have a sign.
+    """
     values = (figure.value, figure.low, figure.high)
+    sign = "+" if figure.low < 0 else ""
     if "mrr" in figure.metric.lower():
-        value, low, high = (f"{x:.3f}" for x in values)
-    elif all(0 <= x <= 1 for x in values):
-        value, low, high = (f"{100 * x:.1f}" for x in values)
+        value, low, high = (f"{x:{sign}.3f}" for x in values)
+    elif all(-1 <= x <= 1 for x in values):
+        value, low, high = (f"{100 * x:{sign}.1f}" for x in values)
         return f"{value} % ({low}..{high})"
     else:
         value, low, high = (f"{x:.4g}" for x in values)
@@ -132,7 +136,7 @@ def write_json(figures: Iterable[Figure], path: Path, settings: Mapping[str, Any
         "settings": dict(settings or {}),
         "figures": [asdict(figure) for figure in figures],
     }
-    text = json.dumps(content, indent=2)
+    text = json.dumps(content, indent=2, default=str)  # paths among the settings
     if path == Path("-"):
         print(text)
     else:
