@@ -58,10 +58,7 @@ const float* floats(nb::handle dict, const std::string& key, int64_t size, std::
   return a.data();
 }
 
-Linear linear(nb::handle dict, const std::string& name, std::vector<nb::object>& keep) {
-  nb::dict d = nb::borrow<nb::dict>(dict);
-  if (!d.contains(name.c_str())) throw std::invalid_argument(name + ": missing");
-  nb::dict w = nb::cast<nb::dict>(d[name.c_str()]);
+Linear read_linear(nb::dict w, const std::string& name, std::vector<nb::object>& keep) {
   Linear l;
   const std::string type = nb::cast<std::string>(w["type"]);
   l.type = type == "int8" ? WeightType::int8 : type == "int4" ? WeightType::int4 : WeightType::bf16;
@@ -108,25 +105,36 @@ class PyModel {
   Model& model() { return *model_; }
 
  private:
+  Linear linear(const nb::dict& d, const std::string& name, std::deque<Linear>& low_rank) {
+    if (!d.contains(name.c_str())) throw std::invalid_argument(name + ": missing");
+    nb::dict w = nb::cast<nb::dict>(d[name.c_str()]);
+    Linear l = read_linear(w, name, keep_);
+    if (w.contains("low_rank")) {
+      low_rank.push_back(read_linear(nb::cast<nb::dict>(w["low_rank"]), name + ".low_rank", keep_));
+      l.low_rank = &low_rank.back();
+    }
+    return l;
+  }
+
   Weights read(const ModelSpec& s, nb::dict d) {
     Weights w;
     require(s.layers >= 1 && s.layers <= 1024, "layers must be 1 to 1024");
     for (int i = 0; i < s.layers; i++) {
       const std::string p = "layers." + std::to_string(i) + ".";
       Layer l;
-      l.qkv = linear(d, p + "qkv", keep_);
-      l.o = linear(d, p + "o", keep_);
-      l.gate_up = linear(d, p + "gate_up", keep_);
-      l.down = linear(d, p + "down", keep_);
-      l.attn_norm = floats(d, p + "attn_norm", l.qkv.k, keep_);
-      l.mlp_norm = floats(d, p + "mlp_norm", l.qkv.k, keep_);
+      l.qkv = linear(d, p + "qkv", w.low_rank);
+      l.o = linear(d, p + "o", w.low_rank);
+      l.gate_up = linear(d, p + "gate_up", w.low_rank);
+      l.down = linear(d, p + "down", w.low_rank);
+      l.attn_norm = floats(d, p + "attn_norm", l.qkv.inputs(), keep_);
+      l.mlp_norm = floats(d, p + "mlp_norm", l.qkv.inputs(), keep_);
       l.q_norm = floats(d, p + "q_norm", s.norm_dim, keep_);
       l.k_norm = floats(d, p + "k_norm", s.norm_dim, keep_);
       l.attn_post_norm = floats(d, p + "attn_post_norm", s.hidden, keep_);
       l.mlp_post_norm = floats(d, p + "mlp_post_norm", s.hidden, keep_);
       w.layers.push_back(l);
     }
-    w.lm_head = linear(d, "lm_head", keep_);
+    w.lm_head = linear(d, "lm_head", w.low_rank);
     w.final_norm = floats(d, "final_norm", w.lm_head.k, keep_);
     w.hidden_norm = floats(d, "hidden_norm", w.lm_head.k, keep_);
     const int64_t angles = (int64_t)s.max_position * (s.rotary_dim / 2);

@@ -50,7 +50,7 @@ int64_t Workspace::bytes() const {
 Pass::Pass(Model& model, KVCache& kv, const Batch& batch)
     : model_(model), spec_(model.spec_), w_(model.weights_), k_(model.kernels_), kv_(kv), batch_(batch), work_(*model.work_),
       pool_(model.pool_), threads_(model.pool_.size()), group_(spec_.heads / spec_.kv_heads),
-      stride_(w_.layers[0].qkv.k) {}
+      stride_(w_.lm_head.k) {}
 
 void Pass::check() const {
   auto refuse = [](const std::string& what) { throw std::invalid_argument("batch: " + what); };
@@ -111,12 +111,14 @@ void Pass::build_tiles() {
 
 void Pass::reserve(RowBuffers& b, int rows) {
   for (const Layer& l : w_.layers) {
-    b.hidden_buffer.reserve(l.qkv.type, rows, l.qkv.k);
-    b.hidden_buffer.reserve(l.gate_up.type, rows, l.gate_up.k);
-    b.attention_buffer.reserve(l.o.type, rows, l.o.k);
-    b.mlp_buffer.reserve(l.down.type, rows, l.down.k);
+    b.hidden_buffer.reserve(l.qkv, rows);
+    b.hidden_buffer.reserve(l.gate_up, rows);
+    b.attention_buffer.reserve(l.o, rows);
+    b.mlp_buffer.reserve(l.down, rows);
     b.qkv.reserve((int64_t)rows * l.qkv.n);
-    b.mlp.reserve((int64_t)rows * l.down.k);
+    b.mlp.reserve((int64_t)rows * l.down.inputs());
+    for (const Linear* w : {&l.qkv, &l.o, &l.gate_up, &l.down})
+      if (w->low_rank) b.low_rank.reserve((int64_t)rows * w->low_rank->n);
   }
   b.residual.reserve((int64_t)rows * stride_);
 }
@@ -125,7 +127,7 @@ void Pass::reserve() {
   const Layer& l = w_.layers[0];
   work_.x.reserve((int64_t)batch_.rows * stride_);
   work_.q.reserve((int64_t)batch_.rows * spec_.heads * spec_.head_dim);
-  work_.attention.reserve((int64_t)batch_.rows * l.o.k);
+  work_.attention.reserve((int64_t)batch_.rows * l.o.inputs());
   work_.states.resize((size_t)threads_);
   work_.chunks.resize((size_t)threads_);
   work_.lists.resize((size_t)threads_);
@@ -289,15 +291,33 @@ void Pass::embed(int row0, int row1) {
   }
 }
 
+// The inputs of a matrix that ends in the columns B of an adapter: x is there, and A x is put behind it.
+void Pass::append_low_rank(const Linear& w, const Activations& x, const Block& b, int row0, int row1) {
+  if (!w.low_rank) return;
+  const Linear& low_rank = *w.low_rank;
+  float* product = b.buffers.low_rank.get();
+  Epilogue e;
+  e.out = product;
+  e.stride = low_rank.n;
+  k_.matmul(low_rank, x, row0, row1, 0, groups(low_rank), e);
+  Activations rest = x;
+  rest.k = low_rank.n;
+  rest.int8 += x.k;
+  rest.scale += x.k / 32;
+  rest.group_sum += x.k / 32;
+  k_.convert_f32(product, low_rank.n, w.type, rest, row0, row1);
+}
+
 void Pass::attention_input(int layer, const Block& b, int row0, int row1) {
   const Layer& l = w_.layers[(size_t)layer];
-  Activations a = b.buffers.hidden_buffer.reserve(l.qkv.type, b.rows, l.qkv.k);
+  Activations a = b.buffers.hidden_buffer.reserve(l.qkv, b.rows);
   k_.normalize(x(b.base), stride_, spec_.hidden, l.attn_norm, spec_.eps, l.qkv.type, a, row0, row1);
+  append_low_rank(l.qkv, a, b, row0, row1);
 }
 
 void Pass::project_qkv(int layer, const Block& b, int row0, int row1, int g0, int g1) {
   const Linear& w = w_.layers[(size_t)layer].qkv;
-  Activations a = b.buffers.hidden_buffer.reserve(w.type, b.rows, w.k);
+  Activations a = b.buffers.hidden_buffer.reserve(w, b.rows);
   Epilogue e;
   e.out = b.buffers.qkv.get();
   e.stride = w.n;
@@ -339,8 +359,9 @@ void Pass::rope_and_store(int layer, const Block& b, int row0, int row1) {
 
 void Pass::attention_output(int layer, const Block& b, int row0, int row1) {
   const Linear& w = w_.layers[(size_t)layer].o;
-  Activations a = b.buffers.attention_buffer.reserve(w.type, b.rows, w.k);
-  k_.convert_f32(work_.attention.get() + (int64_t)b.base * w.k, w.k, w.type, a, row0, row1);
+  Activations a = b.buffers.attention_buffer.reserve(w, b.rows);
+  k_.convert_f32(work_.attention.get() + (int64_t)b.base * w.inputs(), w.inputs(), w.type, a, row0, row1);
+  append_low_rank(w, a, b, row0, row1);
 }
 
 void Pass::into_residual(const Linear& w, const Activations& a, const float* post_norm, const Block& b, int row0, int row1,
@@ -360,34 +381,36 @@ void Pass::add_post_norm(const float* post_norm, const Block& b, int row0, int r
 
 void Pass::project_o(int layer, const Block& b, int row0, int row1, int g0, int g1) {
   const Layer& l = w_.layers[(size_t)layer];
-  into_residual(l.o, b.buffers.attention_buffer.reserve(l.o.type, b.rows, l.o.k), l.attn_post_norm, b, row0, row1, g0, g1);
+  into_residual(l.o, b.buffers.attention_buffer.reserve(l.o, b.rows), l.attn_post_norm, b, row0, row1, g0, g1);
 }
 
 void Pass::mlp_input(int layer, const Block& b, int row0, int row1) {
   const Layer& l = w_.layers[(size_t)layer];
-  Activations a = b.buffers.hidden_buffer.reserve(l.gate_up.type, b.rows, l.gate_up.k);
+  Activations a = b.buffers.hidden_buffer.reserve(l.gate_up, b.rows);
   k_.normalize(x(b.base), stride_, spec_.hidden, l.mlp_norm, spec_.eps, l.gate_up.type, a, row0, row1);
+  append_low_rank(l.gate_up, a, b, row0, row1);
 }
 
 void Pass::gate_up(int layer, const Block& b, int row0, int row1, int g0, int g1) {
   const Layer& l = w_.layers[(size_t)layer];
-  Activations a = b.buffers.hidden_buffer.reserve(l.gate_up.type, b.rows, l.gate_up.k);
+  Activations a = b.buffers.hidden_buffer.reserve(l.gate_up, b.rows);
   Epilogue e;
   e.store = Store::swiglu;
   e.out_bf16 = b.buffers.mlp.get();
-  e.stride = l.down.k;
+  e.stride = l.down.inputs();
   k_.matmul(l.gate_up, a, row0, row1, g0, g1, e);
 }
 
 void Pass::mlp_output(int layer, const Block& b, int row0, int row1) {
   const Linear& w = w_.layers[(size_t)layer].down;
-  Activations a = b.buffers.mlp_buffer.reserve(w.type, b.rows, w.k);
-  k_.convert_bf16(b.buffers.mlp.get(), w.k, w.type, a, row0, row1);
+  Activations a = b.buffers.mlp_buffer.reserve(w, b.rows);
+  k_.convert_bf16(b.buffers.mlp.get(), w.inputs(), w.type, a, row0, row1);
+  append_low_rank(w, a, b, row0, row1);
 }
 
 void Pass::down(int layer, const Block& b, int row0, int row1, int g0, int g1) {
   const Layer& l = w_.layers[(size_t)layer];
-  into_residual(l.down, b.buffers.mlp_buffer.reserve(l.down.type, b.rows, l.down.k), l.mlp_post_norm, b, row0, row1, g0, g1);
+  into_residual(l.down, b.buffers.mlp_buffer.reserve(l.down, b.rows), l.mlp_post_norm, b, row0, row1, g0, g1);
 }
 
 }  // namespace vglm

@@ -87,6 +87,7 @@ class Pass {
   int last_output(int row0, int row1) const;
 
   void embed(int row0, int row1);
+  void append_low_rank(const Linear& w, const Activations& x, const Block& b, int row0, int row1);
   void attention_input(int layer, const Block& b, int row0, int row1);
   void project_qkv(int layer, const Block& b, int row0, int row1, int g0, int g1);
   void rope_and_store(int layer, const Block& b, int row0, int row1);

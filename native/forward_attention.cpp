@@ -85,7 +85,7 @@ void Pass::attend_bundle(int layer, int thread, int row0, int row1, int shared) 
     for (int i = 0; i < n; i++) {
       Partial p = at(state, i);
       k_.divide(p.out, *p.sum, d);
-      memcpy(work_.attention.get() + (int64_t)(row0 + i / group_) * w_.layers[0].o.k + (h * group_ + i % group_) * d, p.out,
+      memcpy(work_.attention.get() + (int64_t)(row0 + i / group_) * w_.layers[0].o.inputs() + (h * group_ + i % group_) * d, p.out,
              (size_t)d * 4);
     }
   }
@@ -135,7 +135,7 @@ void Pass::attend_few(int layer, int kv_head, int sequence, int row0, int row1, 
   for (int i = 0; i < n; i++) {
     Partial p = at(state, i);
     k_.divide(p.out, *p.sum, d);
-    memcpy(work_.attention.get() + (int64_t)(row0 + i / group_) * w_.layers[0].o.k + (kv_head * group_ + i % group_) * d, p.out,
+    memcpy(work_.attention.get() + (int64_t)(row0 + i / group_) * w_.layers[0].o.inputs() + (kv_head * group_ + i % group_) * d, p.out,
            (size_t)d * 4);
   }
 }
@@ -201,7 +201,7 @@ void Pass::merge_partials(int row0, int row1) {
         k_.merge({&m, &sum, aligned}, partial_slot(h / group_, base + (int64_t)((r - v.row0) * group_ + h % group_) * chunks + c), d);
       }
       k_.divide(aligned, sum, d);
-      memcpy(work_.attention.get() + (int64_t)r * w_.layers[0].o.k + h * d, aligned, (size_t)d * 4);
+      memcpy(work_.attention.get() + (int64_t)r * w_.layers[0].o.inputs() + h * d, aligned, (size_t)d * 4);
     }
   }
 }

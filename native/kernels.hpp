@@ -32,16 +32,21 @@ struct Linear {
   const uint8_t* data = nullptr;
   const float* scale = nullptr;    // int8: [n]
   const float* bias = nullptr;     // [n] or null
+  // A of a low-rank adapter W + B A (arXiv:2106.09685), for int4, which is too coarse to have the adapter merged into it. The
+  // outputs of A are the last inputs of this matrix, and B is its last columns.
+  const Linear* low_rank = nullptr;
+  int32_t inputs() const { return low_rank ? k - low_rank->n : k; }
 };
 
 // Rows of activations in the form that the next matrix multiplication reads. Only the members of its weight type are used.
 struct Activations {
-  int32_t k = 0;
-  uint16_t* bf16 = nullptr;        // [rows][k]
-  int8_t* int8 = nullptr;          // [rows][k], symmetric; for int8 weights after a Hadamard transform of every 64
-  float* scale = nullptr;          // int8 weights: [rows];  int4 weights: [rows][k/32]
+  int32_t k = 0;                   // what is written of a row
+  int32_t stride = 0;              // elements from row to row; more than k where a low-rank part follows
+  uint16_t* bf16 = nullptr;        // [rows][stride]
+  int8_t* int8 = nullptr;          // [rows][stride], symmetric; for int8 weights after a Hadamard transform of every 64
+  float* scale = nullptr;          // int8 weights: [rows];  int4 weights: [rows][stride/32]
   int32_t* sum = nullptr;          // int8 weights: [rows] sum of the row's int8
-  float* group_sum = nullptr;      // int4 weights: [rows][k/32] scale * sum of the group's int8
+  float* group_sum = nullptr;      // int4 weights: [rows][stride/32] scale * sum of the group's int8
 };
 
 enum class Store : int32_t {

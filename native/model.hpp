@@ -1,6 +1,7 @@
 // A model's weights and one forward pass over a step's batch.
 #pragma once
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -30,6 +31,7 @@ struct Layer {
 
 struct Weights {
   std::vector<Layer> layers;
+  std::deque<Linear> low_rank;           // what `Linear::low_rank` points to
   const uint16_t* embedding = nullptr;   // bf16 [vocab][hidden padded]
   Linear lm_head;
   const float* final_norm = nullptr;     // before lm_head

@@ -49,7 +49,7 @@ struct ActivationBuffer {
 
   Activations reserve(WeightType type, int64_t rows, int32_t k) {
     Activations a;
-    a.k = k;
+    a.k = a.stride = k;
     rows += kRowSlack;
     if (type == WeightType::bf16) {
       a.bf16 = bf16.reserve(rows * k);
@@ -63,17 +63,23 @@ struct ActivationBuffer {
       a.group_sum = group_sum.reserve(rows * (k / 32));
     return a;
   }
+  // What goes into a matrix, with room for its low-rank part.
+  Activations reserve(const Linear& w, int64_t rows) {
+    Activations a = reserve(w.type, rows, w.k);
+    a.k = w.inputs();
+    return a;
+  }
   int64_t bytes() const { return bf16.bytes() + int8.bytes() + scale.bytes() + group_sum.bytes() + sum.bytes(); }
 };
 
 // What one block of rows needs on its way through a layer.
 struct RowBuffers {
   ActivationBuffer hidden_buffer, attention_buffer, mlp_buffer;
-  Buffer<float> qkv, attention, residual;
+  Buffer<float> qkv, attention, residual, low_rank;
   Buffer<uint16_t> mlp;
   int64_t bytes() const {
     return hidden_buffer.bytes() + attention_buffer.bytes() + mlp_buffer.bytes() + qkv.bytes() + attention.bytes() +
-           residual.bytes() + mlp.bytes();
+           residual.bytes() + low_rank.bytes() + mlp.bytes();
   }
 };
 

@@ -41,7 +41,7 @@ static void int8_tile(const Linear& w, const Activations& a, int row, int group,
     for (int g = 0; g < Groups; g++) acc[r][g] = zero_i32();
   const int64_t stride = (int64_t)w.k * kGroup;
   const uint8_t* p = w.data + group * stride;
-  const int8_t* x = a.int8 + (int64_t)row * a.k;
+  const int8_t* x = a.int8 + (int64_t)row * a.stride;
   for (int k = 0; k < w.k; k += 4) {
     bytes64 b[Groups];
 #pragma GCC unroll 4
@@ -52,7 +52,7 @@ static void int8_tile(const Linear& w, const Activations& a, int row, int group,
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; r++)
 #pragma GCC unroll 4
-      for (int g = 0; g < Groups; g++) acc[r][g] = dot4(acc[r][g], b[g], x + (int64_t)r * a.k + k);
+      for (int g = 0; g < Groups; g++) acc[r][g] = dot4(acc[r][g], b[g], x + (int64_t)r * a.stride + k);
   }
   for (int r = 0; r < Rows; r++) {
     f32x16 y[Groups];
@@ -66,7 +66,7 @@ static void int8_tile(const Linear& w, const Activations& a, int row, int group,
 template <int Rows>
 static void int8_stream(const Linear& w, const Activations& a, int row, int group, const Epilogue& e) {
   const int64_t stride = (int64_t)w.k * kGroup;
-  const int8_t* x = a.int8 + (int64_t)row * a.k;
+  const int8_t* x = a.int8 + (int64_t)row * a.stride;
   f32x16 y[Rows][2];
   for (int g = 0; g < 2; g++) {
     const uint8_t* p = w.data + (group + g) * stride;
@@ -79,7 +79,7 @@ static void int8_stream(const Linear& w, const Activations& a, int row, int grou
         __builtin_prefetch(p + 64 * j + VGLM_PREFETCH);
         bytes64 b = load_bytes(p + 64 * j);
 #pragma GCC unroll 4
-        for (int r = 0; r < Rows; r++) acc[r][j] = dot4(acc[r][j], b, x + (int64_t)r * a.k + k + 4 * j);
+        for (int r = 0; r < Rows; r++) acc[r][j] = dot4(acc[r][j], b, x + (int64_t)r * a.stride + k + 4 * j);
       }
     }
     for (int r = 0; r < Rows; r++)
@@ -95,7 +95,7 @@ static void bf16_tile(const Linear& w, const Activations& a, int row, int group,
     for (int g = 0; g < Groups; g++) acc[r][g] = zero_f32();
   const int64_t stride = (int64_t)w.k * kGroup * 2;
   const uint8_t* p = w.data + group * stride;
-  const uint16_t* x = a.bf16 + (int64_t)row * a.k;
+  const uint16_t* x = a.bf16 + (int64_t)row * a.stride;
   for (int k = 0; k < w.k; k += 2) {
     bytes64 b[Groups];
 #pragma GCC unroll 4
@@ -107,7 +107,7 @@ static void bf16_tile(const Linear& w, const Activations& a, int row, int group,
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; r++)
 #pragma GCC unroll 4
-      for (int g = 0; g < Groups; g++) acc[r][g] = dot2(acc[r][g], b[g], x + (int64_t)r * a.k + k);
+      for (int g = 0; g < Groups; g++) acc[r][g] = dot2(acc[r][g], b[g], x + (int64_t)r * a.stride + k);
   }
   for (int r = 0; r < Rows; r++) finish(w, e, row + r, group, Groups, acc[r]);
 }
@@ -116,7 +116,7 @@ static void bf16_tile(const Linear& w, const Activations& a, int row, int group,
 template <int Rows>
 static void int4_tile(const Linear& w, const Activations& a, int row, int group, const Epilogue& e) {
   const int blocks = w.k / 32;
-  const int8_t* x = a.int8 + (int64_t)row * a.k;
+  const int8_t* x = a.int8 + (int64_t)row * a.stride;
   f32x16 y[Rows][2];
   for (int g = 0; g < 2; g++) {
     const uint8_t* p = w.data + (int64_t)(group + g) * blocks * kBlock4;
@@ -137,14 +137,14 @@ static void int4_tile(const Linear& w, const Activations& a, int row, int group,
         bytes64 low = low_nibbles(q[j]), high = high_nibbles(q[j]);
 #pragma GCC unroll 8
         for (int r = 0; r < Rows; r++) {
-          const int8_t* xr = x + (int64_t)r * a.k + b * 32 + 4 * j;
+          const int8_t* xr = x + (int64_t)r * a.stride + b * 32 + 4 * j;
           dot[r] = dot4_nibbles(dot4_nibbles(dot[r], low, xr), high, xr + 16);
         }
       }
       f32x16 scale = f16_to_f32((const uint16_t*)(p + 256)), minimum = f16_to_f32((const uint16_t*)(p + 288));
 #pragma GCC unroll 8
       for (int r = 0; r < Rows; r++) {
-        int64_t at = (int64_t)(row + r) * blocks + b;
+        int64_t at = (int64_t)(row + r) * (a.stride / 32) + b;
         acc[r] = fma(to_f32(dot[r]) * set1(a.scale[at]), scale, acc[r]);
         acc[r] = fma(minimum, set1(a.group_sum[at]), acc[r]);
       }

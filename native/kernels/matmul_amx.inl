@@ -70,7 +70,7 @@ static VGLM_INLINE void amx_block(const Linear& w, const Activations& a, const E
                                   Pending<Int8>& before, Pending<Int8>& now) {
   const int64_t stride = group_bytes(w.type, w.k);
   const uint8_t* b = w.data + group * stride;
-  const int64_t x_stride = (int64_t)a.k * (Int8 ? 1 : 2);
+  const int64_t x_stride = (int64_t)a.stride * (Int8 ? 1 : 2);
   const uint8_t* x = (Int8 ? (const uint8_t*)a.int8 : (const uint8_t*)a.bf16) + row * x_stride;
   const int steps = (int)(stride / 1024), share = 32 / steps + 1;
   _tile_zero(0);

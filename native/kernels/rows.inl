@@ -20,7 +20,7 @@ constexpr int kMaxWidth = 32768;  // rows wider than this are refused when the m
 // int8. A Hadamard transform of every 64 spreads them evenly; the weights carry its inverse (QuaRot, arXiv:2404.00456).
 static void put_rotated_int8(const float* x, Activations& a, int row) {
   const int k = a.k;
-  int8_t* out = a.int8 + (int64_t)row * k;
+  int8_t* out = a.int8 + (int64_t)row * a.stride;
   alignas(64) float y[kMaxWidth];
   f32x16 largest = zero_f32();
   for (int i = 0; i < k; i += 64) {
@@ -43,11 +43,11 @@ static void put_rotated_int8(const float* x, Activations& a, int row) {
 static void put_activations(const float* x, WeightType type, Activations& a, int row) {
   const int k = a.k;
   if (type == WeightType::bf16) {
-    uint16_t* out = a.bf16 + (int64_t)row * k;
+    uint16_t* out = a.bf16 + (int64_t)row * a.stride;
     for (int i = 0; i < k; i += 16) store_bf16(out + i, load(x + i));
     return;
   }
-  int8_t* out = a.int8 + (int64_t)row * k;
+  int8_t* out = a.int8 + (int64_t)row * a.stride;
   if (type == WeightType::int8) return put_rotated_int8(x, a, row);
   for (int b = 0; b < k / 32; b++) {
     f32x16 u = load(x + 32 * b), v = load(x + 32 * b + 16);
@@ -55,7 +55,7 @@ static void put_activations(const float* x, WeightType type, Activations& a, int
     f32x16 inverse = set1(m > 0.f ? 127.f / m : 0.f);
     store_i8(out + 32 * b, u * inverse);
     store_i8(out + 32 * b + 16, v * inverse);
-    int64_t at = (int64_t)row * (k / 32) + b;
+    int64_t at = (int64_t)row * (a.stride / 32) + b;
     a.scale[at] = m / 127.f;
     a.group_sum[at] = a.scale[at] * (float)sum_i8(out + 32 * b, 32);
   }
@@ -97,7 +97,7 @@ static void convert_bf16(const uint16_t* x, int64_t stride, WeightType type, Act
   for (int row = row0; row < row1; row++) {
     const uint16_t* p = x + row * stride;
     if (type == WeightType::bf16) {
-      memcpy(a.bf16 + (int64_t)row * a.k, p, (size_t)a.k * 2);
+      memcpy(a.bf16 + (int64_t)row * a.stride, p, (size_t)a.k * 2);
       continue;
     }
     for (int i = 0; i < a.k; i += 16) store(y + i, bf16_to_f32(p + i));

@@ -21,6 +21,7 @@ from vglm.model.describe import describe_model
 from vglm.model.export import PACKED, export_model
 from vglm.model.graph_card import GraphCard
 from vglm.model.packed_file import PackedModel
+from vglm.model.packing import pack_model
 from vglm.model.pull import pull, resolve_model
 from vglm.model.reference import Reference
 from vglm.model.registry import ASSETS
@@ -136,19 +137,34 @@ def test_engine_against_the_reference_on_merged_weights(
     assert np.abs(scored(base) - expected).mean() > close  # the adapter matters
 
 
-def test_adapted_tensors_are_quantised_to_the_grid_of_their_file(tmp_path: Path) -> None:
-    plain = open_checkpoint(write_random_llama(tmp_path / "model.gguf", "Q4_1"))
-    adapted = open_checkpoint(
-        bundle(tmp_path / "mine", plain.path, matrices(plain, names=("q_proj", "down_proj")))
+def test_int4_keeps_the_blocks_of_the_file_beside_the_adapter(tmp_path: Path) -> None:
+    file = write_random_llama(tmp_path / "model.gguf", "Q4_1")
+    folder = bundle(tmp_path / "mine", file, matrices(open_checkpoint(file), names=("q_proj", "down_proj")))
+    plain, adapted = (
+        dict(pack_model(open_checkpoint(path), "int4", lambda _: None)) for path in (file, folder)
     )
-    for name in ("layers.0.q_proj", "layers.0.down_proj"):
-        grid, blocks = adapted.grid(name), plain.blocks(name)
-        assert grid is not None
-        assert blocks is not None
-        assert np.array_equal(grid.scale, blocks.scale)
-        assert adapted.blocks(name) is None
-    assert adapted.grid("layers.0.up_proj") is None
-    assert adapted.blocks("layers.0.up_proj") is not None
+    for name, array in plain.items():
+        if not name.endswith(("qkv.int4", "down.int4")):
+            assert np.array_equal(adapted[name], array) or not name.startswith(
+                "layers."
+            )  # lm_head is balanced
+            continue
+        projection = name.replace("qkv.int4", "q_proj").replace("down.int4", "down_proj")
+        blocks = open_checkpoint(file).shape(projection)[1] // 32
+        kept = adapted[name].reshape(-1, blocks + 2, 320)[:, :blocks]  # 64 columns more
+        assert np.array_equal(kept, array.reshape(-1, blocks, 320))
+    assert sorted(set(adapted) - set(plain)) == sorted(f"layers.0.{m}.low_rank.int4" for m in ("qkv", "down"))
+
+
+def test_an_adapter_beside_the_weights_is_counted(tmp_path: Path) -> None:
+    file = write_random_llama(tmp_path / "model.gguf", "Q4_1")
+    folder = bundle(tmp_path / "mine", file, matrices(open_checkpoint(file), names=("v_proj", "up_proj")))
+    checkpoints = [open_checkpoint(path) for path in (file, folder)]
+    said = [describe_model(checkpoint).weight_bytes["int4"] for checkpoint in checkpoints]
+    packed = [
+        sum(a.nbytes for _, a in pack_model(checkpoint, "int4", lambda _: None)) for checkpoint in checkpoints
+    ]
+    assert said[1] - said[0] == packed[1] - packed[0] > 0
 
 
 # ---- packed weights

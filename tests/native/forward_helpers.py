@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from tests.reference import Reference
 from vglm.engine.executor import NativeExecutor
-from vglm.model.checkpoint import Q4Blocks
+from vglm.model.checkpoint import LowRank, Q4Blocks
 from vglm.model.config import ModelConfig, RopeConfig
 from vglm.model.packed_file import PackedModel, aligned
 from vglm.model.packing import pack_model
@@ -28,6 +28,7 @@ class TinyCheckpoint:
     tensors: dict[str, Float32]
     fingerprint: str = "tiny"
     graph_card: None = None
+    adapter: dict[str, LowRank] = field(default_factory=dict)
 
     def names(self) -> list[str]:
         return list(self.tensors)
@@ -38,8 +39,11 @@ class TinyCheckpoint:
     def blocks(self, name: str) -> Q4Blocks | None:
         return None
 
-    def grid(self, name: str) -> Q4Blocks | None:
-        return None
+    def unadapted(self) -> TinyCheckpoint:
+        return self
+
+    def low_rank(self, name: str) -> LowRank | None:
+        return self.adapter.get(name)
 
     def tokenizer(self) -> _Bytes:
         return _Bytes()

@@ -13,7 +13,7 @@ from vglm import __version__, _native
 from vglm.engine.constraint import MaskArray, MaskFiller
 from vglm.engine.request import IntArray
 from vglm.engine.step import StepBatch, StepResult
-from vglm.model.layout import FloatArray, padded
+from vglm.model.layout import FloatArray, int4_rows, padded
 from vglm.model.packed_file import PackedModel
 from vglm.model.packing import LM_HEAD, layer_specs, native_spec, padded_head_dim, rope_tables
 
@@ -145,4 +145,8 @@ def _linear(arrays: dict[str, np.ndarray[Any, Any]], name: str, n: int, k: int) 
     for extra in ("scale", "bias"):
         if f"{name}.{extra}" in arrays:
             linear[extra] = arrays[f"{name}.{extra}"]
+    if (low_rank := arrays.get(f"{name}.low_rank.int4")) is not None:
+        size = int4_rows(low_rank, k)
+        linear["low_rank"] = {"type": "int4", "n": size, "k": k, "data": low_rank}
+        linear["k"] = k + size
     return linear

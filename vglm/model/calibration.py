@@ -12,7 +12,6 @@ import numpy as np
 
 from vglm.model.checkpoint import Checkpoint
 from vglm.model.reference import Float32, Reference, causal_mask, rms_norm
-from vglm.model.rounding import error_factor
 
 MAX_TOKENS = 384
 _FLOOR = 0.05  # a channel that is almost dead counts as this share of the median, so that no scale explodes
@@ -77,23 +76,12 @@ class Calibration(Reference):
         self._positions = np.arange(len(self._ids))
         self._x = self.embed(self._ids)
         self._rms: dict[str, Float32] = {}
-        self._inputs: dict[str, Float32] = {}
-        self._factors: dict[str, Float32] = {}
 
     def run_layer(self, layer: int) -> dict[str, Float32]:
         """Root mean square per channel of the inputs of `q`, `gate` and `down`, float32 [channels] each."""
         self._rms = {}
-        self._inputs = {}
-        self._factors = {}
         self._x = self._layer(layer, self._x, self._positions, self._mask)
         return self._rms
-
-    def error_factor(self, name: str) -> Float32:
-        """Of the inputs that a projection of the last layer had, "q" to "down": see vglm/model/rounding.py."""
-        source = {"k": "q", "v": "q", "up": "gate"}.get(name, name)  # they read the same
-        if source not in self._factors:
-            self._factors[source] = error_factor(self._inputs[source])
-        return self._factors[source]
 
     def forget_layer(self, layer: int) -> None:
         """Drop the tensors of a layer that is done."""
@@ -105,8 +93,6 @@ class Calibration(Reference):
         return _channel_rms(rms_norm(self._x, self.weight("final_norm"), self.config.norm_eps))
 
     def _linear(self, layer: int, name: str, x: Float32) -> Float32:
-        if name in ("q", "o", "gate", "down"):
-            self._inputs[name] = x
         if name in ("q", "gate", "down"):
             self._rms[name] = _channel_rms(x)
         return super()._linear(layer, name, x)

@@ -31,6 +31,14 @@ class Q4Blocks:
     minimum: Float32
 
 
+@dataclass(frozen=True)
+class LowRank:
+    """What an adapter adds to a tensor: B A (LoRA, arXiv:2106.09685); A float32 [r, in] and B float32 [out, r]."""
+
+    a: Float32
+    b: Float32
+
+
 class TensorSource(ABC):
     """The stored tensors of a file or directory, under their own names, in [out, in] orientation."""
 
@@ -109,10 +117,19 @@ class Checkpoint:
         order = recipe.permute
         return Q4Blocks(blocks.quants[order], blocks.scale[order], blocks.minimum[order])
 
-    def grid(self, name: str) -> Q4Blocks | None:
-        """Blocks of 4 bits near a tensor that is not stored in 4 bits itself, None if there are none: see AdaptedCheckpoint."""
+    def unadapted(self) -> Checkpoint:
+        """The checkpoint without the low-rank part of its tensors: itself, unless it is an AdaptedCheckpoint."""
+        return self
+
+    def low_rank(self, name: str) -> LowRank | None:
+        """What an adapter adds to a tensor, None for nothing."""
         del name
         return None
+
+    def rank(self, name: str) -> int:
+        """Rank of what an adapter adds to a tensor, 0 for nothing."""
+        del name
+        return 0
 
     def source_format(self, name: str) -> str:
         """Storage format of a canonical tensor in the file."""

@@ -14,6 +14,7 @@ from vglm.model.checkpoint import Checkpoint
 from vglm.model.config import ModelConfig
 from vglm.model.export import PACKED, open_exported
 from vglm.model.names import canonical_shapes
+from vglm.model.packing import layer_specs
 
 _KV_BYTES = {"bf16": 2, "int8": 1}
 
@@ -59,7 +60,11 @@ def describe_model(checkpoint: Checkpoint) -> ModelDescription:
         config=config,
         tensor_formats=dict(formats.most_common()),
         stored_bytes=sum(checkpoint.source_bytes(name) for name in shapes),
-        weight_bytes={dtype: _weight_bytes(config, shapes, dtype) for dtype in ("bf16", "int8", "int4")},
+        weight_bytes={
+            "bf16": _weight_bytes(config, shapes, "bf16"),
+            "int8": _weight_bytes(config, shapes, "int8"),
+            "int4": _weight_bytes(config, shapes, "int4") + _low_rank_bytes(checkpoint),
+        },
         kv_bytes_per_token={dtype: kv_bytes_per_token(config, dtype) for dtype in _KV_BYTES},
         has_chat_template=checkpoint.chat_template is not None,
         layer_parameters=first_layer,
@@ -119,6 +124,19 @@ def _weight_bytes(config: ModelConfig, shapes: dict[str, tuple[int, ...]], dtype
     for name, shape in shapes.items():
         if name not in ("embed_tokens", "lm_head"):
             total += 4 * _padded(shape[0]) if len(shape) == 1 else _matrix_bytes(shape, dtype)
+    return total
+
+
+def _low_rank_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes of an adapter beside int4 weights; it is merged into others."""
+    total = 0
+    for index in range(checkpoint.config.num_layers):
+        for spec in layer_specs(index):
+            size = _padded(sum(checkpoint.rank(part) for part in spec.parts))
+            rows = sum(checkpoint.shape(part)[0] for part in spec.parts)
+            total += _matrix_bytes((size, checkpoint.shape(spec.parts[0])[1]), "int4") + _matrix_bytes(
+                (rows, size), "int4"
+            )
     return total
 
 

@@ -16,6 +16,7 @@ ByteArray = npt.NDArray[np.uint8]
 GROUP = 16
 COLUMNS = 64
 DEPTH = 64
+_BLOCK4_BYTES = 320  # 16 rows x 32 columns, with scales and minima
 
 
 def padded(size: int, multiple: int = 64) -> int:
@@ -133,6 +134,11 @@ def pack_int4(
     tail_bytes = np.ascontiguousarray(tail).view(np.uint8).reshape(n // GROUP, k // 32, 64)
     data = np.concatenate([nibbles, tail_bytes], axis=2).reshape(-1)
     return PackedLinear("int4", n, k, np.ascontiguousarray(data), None, pad_vector(bias, n))
+
+
+def int4_rows(data: ByteArray, k: int) -> int:
+    """How many rows of `k` columns `pack_int4` has put into `data`."""
+    return data.nbytes * GROUP // (k // 32 * _BLOCK4_BYTES)
 
 
 def quantise_int4(weight: FloatArray) -> tuple[ByteArray, FloatArray, FloatArray]:

@@ -22,7 +22,7 @@ from vglm.model.graph_card import GraphCard, parse_graph_card
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-VERSION = "3"  # of the packed layout; a new one packs again
+VERSION = "4"  # of the packed layout; a new one packs again
 ALIGN = 64
 _DTYPES = {"U8": np.uint8, "U16": np.uint16, "F32": np.float32}
 _NAMES = {np.dtype(d): name for name, d in _DTYPES.items()}

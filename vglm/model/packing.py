@@ -2,7 +2,7 @@
 
 Three dtypes: `bf16`; `int8`, with activations in int8 too, both balanced (vglm/model/calibration.py) and then rotated by a
 Hadamard transform of every 64 inputs; `int4`, the file's own 4-bit blocks where it has them, with activations in int8 per
-group of 32.
+group of 32, and an adapter beside them (vglm/model/low_rank.py); otherwise adapters are merged into the weights.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vglm.model.calibration import Calibration, balance
 from vglm.model.checkpoint import Checkpoint, Q4Blocks
 from vglm.model.config import ModelConfig
 from vglm.model.layout import FloatArray, PackedLinear, padded
-from vglm.model.rounding import round_to_grid
+from vglm.model.low_rank import append_columns, stack
 
 Shard = Literal["column", "row"]
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -92,8 +92,9 @@ def pack_model(
 ) -> Iterator[tuple[str, Array]]:
     """Yield (name, array) for every array of the packed model; `progress` gets the fraction done.
 
-    A matrix `m` gives `m.<type>` (uint8 data) and, where it has them, `m.scale` and `m.bias`; norms are float32, padded;
-    `embedding` is bfloat16 bits [vocab, padded hidden]. `final_norm` goes with lm_head, `hidden_norm` is as in the checkpoint.
+    A matrix `m` gives `m.<type>` (uint8 data) and, where it has them, `m.scale` and `m.bias`; `m.low_rank.int4` is the A of an
+    adapter whose B is the last columns of `m.int4`. Norms are float32, padded; `embedding` is bfloat16 bits [vocab, padded
+    hidden]. `final_norm` goes with lm_head, `hidden_norm` is as in the checkpoint.
     """
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
@@ -102,7 +103,8 @@ def pack_model(
     for index in range(config.num_layers):
         packer.start_layer(index)
         for spec in layer_specs(index):
-            yield from _named(spec.name, packer.pack(spec))
+            for name, linear in packer.pack(spec):
+                yield from _named(name, linear)
         yield from packer.norms(f"layers.{index}.")
         packer.end_layer(index)
         progress((index + 1) / (config.num_layers + 2))
@@ -159,18 +161,25 @@ class _Packer:
         if self._calibration is not None:
             self._calibration.forget_layer(index)
 
-    def pack(self, spec: LinearSpec) -> PackedLinear:
-        """One matrix of a layer."""
+    def pack(self, spec: LinearSpec) -> Iterator[tuple[str, PackedLinear]]:
+        """One matrix of a layer, and what belongs to it, with their names."""
         kind = spec.name.rsplit(".", 1)[1]
-        biases = [self._bias(part) for part in spec.parts]
-        if self.dtype == "int4":
-            blocks = [self._blocks(part, kind) for part in spec.parts]
-            arranged = [
-                _arrange_rows(kind, list(arrays), self.config) for arrays in zip(*blocks, strict=True)
-            ]
-            return layout.pack_int4(arranged[0], arranged[1], arranged[2], self._arranged_bias(kind, biases))
-        weights = [self._columns(kind, self._balanced(part)) for part in spec.parts]
-        return self._pack(_arrange_rows(kind, weights, self.config), self._arranged_bias(kind, biases))
+        bias = self._arranged_bias(kind, [self._bias(part) for part in spec.parts])
+        if self.dtype != "int4":
+            weights = [self._columns(kind, self._balanced(part)) for part in spec.parts]
+            yield spec.name, self._pack(_arrange_rows(kind, weights, self.config), bias)
+            return
+        blocks = [self._blocks(part, kind) for part in spec.parts]
+        added = [self.checkpoint.low_rank(part) for part in spec.parts]
+        if any(added):
+            a, columns = stack(added, [len(part.scale) for part in blocks])
+            blocks = [append_columns(part, b) for part, b in zip(blocks, columns, strict=True)]
+            yield f"{spec.name}.low_rank", layout.pack_int4(*layout.quantise_int4(self._columns(kind, a)))
+        quants, scale, minimum = (
+            _arrange_rows(kind, list(arrays), self.config)
+            for arrays in zip(*((part.quants, part.scale, part.minimum) for part in blocks), strict=True)
+        )
+        yield spec.name, layout.pack_int4(quants, scale, minimum, bias)
 
     def head(self, embedding: FloatArray) -> Iterator[tuple[str, Array]]:
         """The output projection and the norms before it; 4 bits are too few for it, so int4 keeps it in int8."""
@@ -235,17 +244,12 @@ class _Packer:
         out[:, :, :head] = weight.reshape(len(weight), self.config.num_heads, head)
         return out.reshape(len(weight), -1)
 
-    def _blocks(self, part: str, kind: str) -> tuple[Array, Array, Array]:
-        blocks: Q4Blocks | None = self.checkpoint.blocks(part)
+    def _blocks(self, part: str, kind: str) -> Q4Blocks:
+        source = self.checkpoint.unadapted()
+        blocks = source.blocks(part)
         if blocks is not None and (kind != "o" or self.config.head_dim == padded_head_dim(self.config)):
-            return blocks.quants, blocks.scale, blocks.minimum
-        grid = self.checkpoint.grid(part)
-        if grid is not None and (kind != "o" or self.config.head_dim == padded_head_dim(self.config)):
-            assert self._calibration is not None
-            factor = self._calibration.error_factor(part.rpartition(".")[2].removesuffix("_proj"))
-            quants = round_to_grid(self.tensor(part), grid.scale, grid.minimum, factor)
-            return quants, grid.scale, grid.minimum
-        return layout.quantise_int4(self._columns(kind, self.tensor(part)))
+            return blocks
+        return Q4Blocks(*layout.quantise_int4(self._columns(kind, source.tensor(part))))
 
 
 def _arrange_rows(kind: str, parts: list[Array], config: ModelConfig) -> Array:
