@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,8 +22,8 @@ DISTILL_EPILOG = (
 ADAPTER_EPILOG = (
     "Examples:\n\n"
     "vglm train adapter my-graph.json --out my-model\n\n"
-    "vglm train adapter hpo --data DATA --out teacher --steps 900   "
-    "(the lessons of open-autoglm-v1, whose card says in which stages)"
+    "vglm train adapter hpo --data DATA --out teacher   (the lessons of open-autoglm-v1)\n\n"
+    "vglm train adapter hpo --data DATA --from teacher --share suggestion=0.6 --steps 200 --out more"
 )
 Graphs = Annotated[
     list[str] | None,
@@ -37,6 +39,18 @@ Rate = Annotated[float, typer.Option("--learning-rate", min=1e-7, max=1.0, help=
 Rank = Annotated[int, typer.Option(min=1, max=256, help="Rank of the adapter.")]
 Seed = Annotated[int, typer.Option(help="Of everything that is random.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Processors to use; default: all.")]
+Shares = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--share",
+        metavar="LESSON=SHARE",
+        help="Share of a lesson among the batches, relative to the others; may be repeated. Lessons: reading, suggestion, "
+        "stance, connectivity, cycle, shape, general.",
+    ),
+]
+Begin = Annotated[
+    Path | None, typer.Option("--from", help="A model's directory to go on from, instead of its base.")
+]
 Compiled = Annotated[
     bool, typer.Option("--compile/--no-compile", help="Fuse operations: twice as fast, needs a C++ compiler.")
 ]
@@ -51,6 +65,8 @@ def adapter(
     steps: Steps = 900,
     learning_rate: Rate = 4e-4,
     rank: Rank = 16,
+    share: Shares = None,
+    begin: Begin = None,
     seed: Seed = 0,
     threads: Threads = None,
     compiled: Compiled = True,
@@ -65,7 +81,7 @@ def adapter(
 
     options = _options(steps, learning_rate, rank, compiled)
     plan = _plan(graphs or [], out, data, base, seed, threads, options)
-    print(train_model(plan))
+    print(train_model(replace(plan, shares=_shares(share or []), begin=begin)))
 
 
 def distill(
@@ -78,6 +94,7 @@ def distill(
     steps: Steps = 400,
     learning_rate: Rate = 2e-4,
     rank: Rank = 16,
+    share: Shares = None,
     seed: Seed = 0,
     threads: Threads = None,
     compiled: Compiled = True,
@@ -91,7 +108,7 @@ def distill(
 
     options = _options(steps, learning_rate, rank, compiled)
     plan = _plan(graphs or [], out, data, base, seed, threads, options)
-    print(distill_model(plan, teacher))
+    print(distill_model(replace(plan, shares=_shares(share or [])), teacher))
 
 
 def _options(steps: int, learning_rate: float, rank: int, compiled: bool) -> dict[str, float | int | bool]:
@@ -102,6 +119,22 @@ def _options(steps: int, learning_rate: float, rank: int, compiled: bool) -> dic
         "alpha": 2.0 * rank,
         "compiled": compiled,
     }
+
+
+def _shares(given: Sequence[str]) -> dict[str, float]:
+    """Shares by lesson, of arguments like `stance=0.6`. Raises ConfigError."""
+    from vglm.errors import ConfigError
+
+    shares = {}
+    for text in given:
+        name, _, number = text.partition("=")
+        try:
+            shares[name] = float(number)
+        except ValueError:
+            shares[name] = math.nan
+        if not 0 <= shares[name] < math.inf:
+            raise ConfigError(f"--share {text}: give a lesson and a number from 0 on, as in stance=0.6")
+    return shares
 
 
 def _plan(

@@ -100,6 +100,14 @@ def test_help_has_examples_for_every_command(here: Here) -> None:
     assert all(task in here("eval", "--help")[1] for task in TASKS)
 
 
+@pytest.mark.parametrize("share", ["stance", "stance=", "stance=-1", "stance=nan", "stance=much", "=1e999"])
+def test_a_share_that_is_none(here: Here, triples: Path, share: str) -> None:
+    status, _, errors = here("train", "adapter", triples, "--out", "m", "--share", share)
+    assert status != 0
+    assert f"--share {share}: give a lesson and a number" in errors
+    assert not Path("m").exists()
+
+
 def test_a_classifier(here: Here, molecules: Path) -> None:
     folder = molecules / "graphcls" / "MUTAG"
     status, output, errors = here(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
@@ -53,8 +54,6 @@ def adapter_of(folder: Path) -> dict[str, np.ndarray]:
 
 
 def losses(folder: Path) -> list[float]:
-    import json
-
     lines = (folder / "training/metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["loss"] for line in lines]
 
@@ -165,6 +164,29 @@ def test_other_data_in_the_same_folder_are_refused(base: str, tmp_path: Path) ->
         train_model(replace(mine, graphs=[other]))
     with pytest.raises(ConfigError, match="teacher was"):
         train_model(mine, teacher=out)
+
+
+def test_a_training_begins_with_another_model(base: str, tmp_path: Path) -> None:
+    first = train_model(plan(base, tmp_path / "first", steps=20))
+    on = train_model(replace(plan(base, tmp_path / "on", steps=1, learning_rate=1e-7), begin=first))
+    anew = train_model(plan(base, tmp_path / "anew", steps=1, learning_rate=1e-7))
+    before, after, other = adapter_of(first), adapter_of(on), adapter_of(anew)
+    for name, value in before.items():
+        np.testing.assert_allclose(after[name], value, rtol=0, atol=1e-5)
+    assert any(not np.allclose(other[name], value, rtol=0, atol=1e-3) for name, value in before.items())
+    with pytest.raises(ConfigError, match="begin was"):
+        train_model(plan(base, on, steps=1, learning_rate=1e-7))
+
+
+def test_shares_of_lessons(base: str, tmp_path: Path) -> None:
+    out = train_model(replace(plan(base, tmp_path / "m", steps=6), shares={"general": 0}))
+    lines = [json.loads(line) for line in (out / "training/metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 6
+    assert all("loss reading 0" in line for line in lines)
+    with pytest.raises(ConfigError, match=r"no lesson is called 'reeding'; there are general, reading$"):
+        train_model(replace(plan(base, tmp_path / "n"), shares={"reeding": 1}))
+    with pytest.raises(ConfigError, match="at least one must be above 0"):
+        train_model(replace(plan(base, tmp_path / "o"), shares={"general": 0, "reading": 0}))
 
 
 def test_the_learning_rate_rises_and_falls() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,11 @@ class Lesson:
     length: int
     draw: Draw
     size: int = 1
+
+    @property
+    def kind(self) -> str:
+        """The name without the number of a graph."""
+        return self.name.split()[0]
 
     @property
     def rows(self) -> int:
@@ -144,6 +150,20 @@ def data_lessons(data: Path) -> list[Lesson]:
 
 def _shape(cases: Sequence[shape.ShapeCase]) -> Draw:
     return lambda rng: shape.case_sample(rng.choice(cases))
+
+
+def with_shares(lessons: Sequence[Lesson], shares: Mapping[str, float]) -> list[Lesson]:
+    """The lessons with other shares; `reading` is shared among the graphs. Raises ConfigError for a name that none has."""
+    kinds = Counter(lesson.kind for lesson in lessons)
+    if unknown := [name for name in shares if name not in kinds]:
+        raise ConfigError(f"no lesson is called {unknown[0]!r}; there are {', '.join(sorted(kinds))}")
+    found = [
+        replace(lesson, share=shares[lesson.kind] / kinds[lesson.kind]) if lesson.kind in shares else lesson
+        for lesson in lessons
+    ]
+    if not any(lesson.share for lesson in found):
+        raise ConfigError("no lesson has a share: at least one must be above 0")
+    return found
 
 
 def general_lesson(samples: Sequence[Sample]) -> Lesson:

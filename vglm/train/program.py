@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from vglm.model.pull import resolve_model
 from vglm.train.adapter import AdapterOptions, settings, train_adapter
 from vglm.train.data.general import read_replies, text_samples, write_replies
 from vglm.train.language_model import LanguageModel
-from vglm.train.lessons import Lesson, Mixture, data_lessons, general_lesson, graph_lessons
+from vglm.train.lessons import Lesson, Mixture, data_lessons, general_lesson, graph_lessons, with_shares
 from vglm.train.run import TrainingRun
 from vglm.train.samples import RowWriter, Sample
 
@@ -39,7 +39,9 @@ class Plan:
     """What to train and on what.
 
     `graphs` give reading lessons, and explanations where diseases have phenotypes; `data` is a folder with question sets, as
-    docs/training.md lays it out. `out` is the model's directory; the training itself is kept in its folder `training`.
+    docs/training.md lays it out. `shares` replaces the shares of lessons among the batches, by name. `begin` is a model's
+    directory whose adapter the training begins with. `out` is the model's directory; the training itself is kept in its folder
+    `training`.
     """
 
     out: Path
@@ -49,6 +51,8 @@ class Plan:
     name: str = ""
     seed: int = 0
     threads: int | None = None
+    shares: Mapping[str, float] = field(default_factory=dict)
+    begin: Path | None = None
     options: AdapterOptions = field(default_factory=AdapterOptions)
 
 
@@ -60,22 +64,24 @@ def train_model(plan: Plan, teacher: Path | None = None) -> Path:
     if plan.threads is not None:
         torch.set_num_threads(plan.threads)
     taught = None if teacher is None else _adapter_of(teacher, plan)
+    first = taught if plan.begin is None else _adapter_of(plan.begin, plan)
     checkpoint = open_checkpoint(resolve_model(plan.base))
     folder = plan.out / RUN
     folder.mkdir(parents=True, exist_ok=True)
     lessons = [*_lessons(plan), general_lesson(_general(plan, folder))]
-    mixture = Mixture(lessons, RowWriter(checkpoint, CARD), plan.seed)
+    mixture = Mixture(with_shares(lessons, plan.shares), RowWriter(checkpoint, CARD), plan.seed)
     same = settings(
         plan.options,
         mixture,
         base=checkpoint.fingerprint,
         graphs=[graph.fingerprint for graph in plan.graphs],
         teacher="" if teacher is None else sha256(teacher / ADAPTER),
+        begin="" if plan.begin is None else sha256(plan.begin / ADAPTER),
     )
     run = TrainingRun(folder, same, plan.seed)  # seeds what the adapter begins with
     model = LanguageModel(checkpoint, plan.options.rank, plan.options.alpha)
-    if taught is not None:
-        model.load_adapter(taught)
+    if first is not None:
+        model.load_adapter(first)
     train_adapter(model, mixture, run, plan.options, taught)
     run.close()
     tensors = {name: value.numpy() for name, value in model.adapter().items()}
@@ -126,23 +132,22 @@ def _lasting(base: str) -> str:
     return os.path.abspath(path) if os.path.exists(path) else base
 
 
-def _adapter_of(teacher: Path, plan: Plan) -> dict[str, torch.Tensor]:
-    """The teacher's adapter, float32. Raises ModelError when it is damaged, or is not one that the student can begin as."""
-    card = read_card(teacher)
+def _adapter_of(folder: Path, plan: Plan) -> dict[str, torch.Tensor]:
+    """The adapter of a model's directory, float32. Raises ModelError when it is damaged, or is not one that `plan` can begin
+    with."""
+    card = read_card(folder)
     if card.base_model != _lasting(plan.base):
         raise ModelError(
-            f"{teacher}: its base is {card.base_model!r}; the student's is {_lasting(plan.base)!r}"
+            f"{folder}: its base is {card.base_model!r}; that of the training is {_lasting(plan.base)!r}"
         )
-    path = card_file(teacher, ADAPTER)
+    path = card_file(folder, ADAPTER)
     if path is None:
-        raise ModelError(
-            f"{teacher}: its card lists no {ADAPTER}; a teacher is what `vglm train adapter` wrote"
-        )
+        raise ModelError(f"{folder}: its card lists no {ADAPTER}; give what `vglm train adapter` wrote")
     adapter = Adapter(path, open_checkpoint(resolve_model(plan.base)))
     rank, alpha = plan.options.rank, plan.options.alpha
     if (adapter.rank, adapter.alpha) != (rank, alpha):
         raise ModelError(
-            f"{path}: its rank is {adapter.rank} and its alpha {adapter.alpha:g}; the student, which begins as its "
-            f"teacher, is to have rank {rank} and alpha {alpha:g}: give both the same"
+            f"{path}: its rank is {adapter.rank} and its alpha {adapter.alpha:g}; what begins with it is to have rank "
+            f"{rank} and alpha {alpha:g}: give both the same"
         )
     return {name: value.float() for name, value in load_file(path).items()}
