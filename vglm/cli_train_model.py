@@ -44,7 +44,7 @@ Shares = Annotated[
     typer.Option(
         "--share",
         metavar="LESSON=SHARE",
-        help="Share of a lesson among the batches, relative to the others; may be repeated. Lessons: reading, suggestion, "
+        help="Share of a lesson among the batches, relative to the others; may be repeated. Lessons: reading, world, suggestion, "
         "stance, connectivity, cycle, shape, general.",
     ),
 ]

@@ -46,6 +46,8 @@ def train_adapter(
     which predicts in sequential mode what the model is to predict in span mode.
     """
     if options.compiled:
+        # a variant for each length of rows, with gradients and without: the default of 8 would leave some uncompiled
+        torch._dynamo.config.recompile_limit = 64
         for layer in model.layers:
             layer.compile(dynamic=False)
     weights = [weight for _, matrix in model.low_rank() for weight in (matrix.lora_a, matrix.lora_b)]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vglm.errors import ConfigError
 from vglm.graph.graph import Graph
-from vglm.train.data import reading, shape, stance
+from vglm.train.data import asking, reading, shape, stance
 from vglm.train.data.suggestion import suggestion_sample
 from vglm.train.samples import IGNORED, Row, RowWriter, Sample
 
@@ -146,6 +146,11 @@ def data_lessons(data: Path) -> list[Lesson]:
             lessons.append(Lesson(name, 0.015, 512, _shape(shapes)))
     lessons.append(Lesson("shape", 0.02, 512, shape.random_sample))
     return lessons
+
+
+def world_lesson() -> Lesson:
+    """Questions as people ask them, about invented graphs: they need no data."""
+    return Lesson("world", 0.2, 512, asking.world_sample)
 
 
 def _shape(cases: Sequence[shape.ShapeCase]) -> Draw:

@@ -25,7 +25,15 @@ from vglm.model.pull import resolve_model
 from vglm.train.adapter import AdapterOptions, settings, train_adapter
 from vglm.train.data.general import read_replies, text_samples, write_replies
 from vglm.train.language_model import LanguageModel
-from vglm.train.lessons import Lesson, Mixture, data_lessons, general_lesson, graph_lessons, with_shares
+from vglm.train.lessons import (
+    Lesson,
+    Mixture,
+    data_lessons,
+    general_lesson,
+    graph_lessons,
+    with_shares,
+    world_lesson,
+)
 from vglm.train.run import TrainingRun
 from vglm.train.samples import RowWriter, Sample
 
@@ -68,7 +76,7 @@ def train_model(plan: Plan, teacher: Path | None = None) -> Path:
     checkpoint = open_checkpoint(resolve_model(plan.base))
     folder = plan.out / RUN
     folder.mkdir(parents=True, exist_ok=True)
-    lessons = [*_lessons(plan), general_lesson(_general(plan, folder))]
+    lessons = [*_lessons(plan), world_lesson(), general_lesson(_general(plan, folder))]
     mixture = Mixture(with_shares(lessons, plan.shares), RowWriter(checkpoint, CARD), plan.seed)
     same = settings(
         plan.options,

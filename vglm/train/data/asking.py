@@ -1,0 +1,159 @@
+"""What people ask of an invented world (vglm/train/data/world.py), with answers that only its graph gives."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+from vglm.train.data.world import PLURALS, TRAINED, Relation, World, random_world
+from vglm.train.samples import Sample, Turn
+
+NOT_SAID = "The graph does not say."
+MOST_NAMES = 6
+QUESTIONS = 8
+
+
+def world_sample(rng: random.Random, known: Sequence[Relation] = TRAINED) -> Sample | None:
+    """Questions about a random world of `known` relations; None for one without edges."""
+    world = random_world(rng, known)
+    if not world.edges:
+        return None
+    turns = [turn for _ in range(QUESTIONS) if (turn := rng.choice(_KINDS)(world, rng)) is not None]
+    return Sample("world", tuple(dict.fromkeys(turns)), world.graph) if turns else None
+
+
+def _pick(world: World, rng: random.Random) -> tuple[Relation, tuple[tuple[str, str], ...]]:
+    relation = rng.choice(list(world.edges))
+    return relation, world.edges[relation][1]
+
+
+def _targets(world: World, relation: Relation, source: str) -> list[str]:
+    """Names in the order of the record; where it holds both ways, as `_sources`."""
+    if relation.symmetric:
+        return _sources(world, relation, source)
+    name = world.edges[relation][0]
+    graph = world.graph
+    near = (graph.edge_at(int(e)) for e in graph.edge_indices(graph.index_of(source), "out"))
+    return [world.names[edge.target] for edge in near if edge.relation == name]
+
+
+def _sources(world: World, relation: Relation, target: str) -> list[str]:
+    """Names in alphabetical order, for they stand in records that have none."""
+    pairs = world.edges[relation][1]
+    ends = [s for s, t in pairs if t == target]
+    if relation.symmetric:
+        ends += [t for s, t in pairs if s == target]
+    return sorted({world.names[node] for node in ends})
+
+
+def _nodes(world: World, kind: str) -> list[str]:
+    return [node for node, of in world.kinds.items() if of == kind]
+
+
+def listing(names: Sequence[str]) -> str:
+    """An answer that names entities, or says that there are none."""
+    return ", ".join(names) if names else NOT_SAID
+
+
+def _forward(world: World, rng: random.Random) -> Turn | None:
+    relation, pairs = _pick(world, rng)
+    source = rng.choice(pairs)[0]
+    return _list(
+        rng.choice(relation.forward).format(s=world.names[source]), _targets(world, relation, source)
+    )
+
+
+def _backward(world: World, rng: random.Random) -> Turn | None:
+    relation, pairs = _pick(world, rng)
+    target = rng.choice(pairs)[1]
+    return _list(
+        rng.choice(relation.backward).format(t=world.names[target]), _sources(world, relation, target)
+    )
+
+
+def _list(question: str, names: Sequence[str]) -> Turn | None:
+    return Turn(question, listing(names)) if len(names) <= MOST_NAMES else None
+
+
+def _anything(world: World, rng: random.Random) -> Turn | None:
+    """Of an entity of the right kind, whether or not the graph says something."""
+    relation, _ = _pick(world, rng)
+    if rng.random() < 0.5:
+        source = rng.choice(_nodes(world, relation.source))
+        return _list(
+            rng.choice(relation.forward).format(s=world.names[source]), _targets(world, relation, source)
+        )
+    target = rng.choice(_nodes(world, relation.target))
+    return _list(
+        rng.choice(relation.backward).format(t=world.names[target]), _sources(world, relation, target)
+    )
+
+
+def _so(world: World, rng: random.Random) -> Turn:
+    relation, pairs = _pick(world, rng)
+    holds = {*pairs, *((t, s) for s, t in pairs)} if relation.symmetric else set(pairs)
+    pair = rng.choice(pairs)
+    if rng.random() < 0.5:
+        others = [other for other in _others(world, relation, pair) if other not in holds]
+        pair = rng.choice(others or [pair])
+    source, target = (world.names[node] for node in pair)
+    return Turn(relation.so.format(s=source, t=target), "Yes." if pair in holds else "No.")
+
+
+def _others(world: World, relation: Relation, pair: tuple[str, str]) -> list[tuple[str, str]]:
+    """Pairs like this one: the other way round, or with another end."""
+    source, target = pair
+    found = [(other, target) for other in _nodes(world, relation.source) if other != target]
+    found += [(source, other) for other in _nodes(world, relation.target) if other != source]
+    if relation.source == relation.target:
+        found += [(target, source)] * 2
+    return found
+
+
+def _count(world: World, rng: random.Random) -> Turn | None:
+    """Names first, then their number: a small model counts what it has written."""
+    relation, pairs = _pick(world, rng)
+    if rng.random() < 0.5:
+        source = rng.choice(pairs)[0]
+        names = _targets(world, relation, source)
+        question = f"{rng.choice(relation.forward).format(s=world.names[source])} How many are there?"
+    elif world.typed:
+        kind, names = _all_of_a_kind(world, rng)
+        question = f"How many {kind} are in the graph?"
+    else:
+        return None
+    if not 0 < len(names) <= MOST_NAMES:
+        return None
+    return Turn(question, f"{listing(names)}: {len(names)}")
+
+
+def _of_kind(world: World, rng: random.Random) -> Turn | None:
+    if not world.typed:
+        return None
+    kind, names = _all_of_a_kind(world, rng)
+    words = rng.choice(("Which {} are in the graph?", "List all {}.", "Name the {}."))
+    return _list(words.format(kind), names)
+
+
+def _all_of_a_kind(world: World, rng: random.Random) -> tuple[str, list[str]]:
+    """The plural of a kind, and the names of its entities in alphabetical order."""
+    kind = rng.choice(list(world.kinds.values()))
+    return PLURALS.get(kind, kind + "s"), sorted(world.names[node] for node in _nodes(world, kind))
+
+
+def _two_hops(world: World, rng: random.Random) -> Turn | None:
+    """A question about an entity that is only described: "Where is the company that owns Vela GmbH?"."""
+    first, pairs = _pick(world, rng)
+    source, target = rng.choice(pairs)
+    others = [r for r in world.edges if r.source == first.source and r is not first]
+    if not first.such or not others or len(_sources(world, first, target)) != 1:
+        return None
+    second = rng.choice(others)
+    described = first.such.format(t=world.names[target])
+    return _list(rng.choice(second.forward).format(s=described), _targets(world, second, source))
+
+
+_KINDS: tuple[Callable[[World, random.Random], Turn | None], ...] = (
+    *(_forward, _forward, _backward, _backward, _anything, _anything),
+    *(_so, _so, _so, _count, _of_kind, _two_hops, _two_hops),
+)
