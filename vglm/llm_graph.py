@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vglm.tasks.suggestion import Suggested, SuggestionChunk, SuggestionTask, WhyTask
 
 SCORERS = ("auto", "encoder", "language")
-SUGGESTION = SamplingParams(max_tokens=96, temperature=0.0)
+SUGGESTION = SamplingParams(max_tokens=128, temperature=0.0)
 EXPLANATION = SamplingParams(max_tokens=128, temperature=0.0)
 
 
@@ -201,7 +201,7 @@ class GraphTasks(Requests):
         of its phenotypes. The graph needs `has phenotype` edges, as `vglm.graph.hpo.load_hpo` gives them. Raises GraphError and
         RequestError that name the argument at fault. Not a medical device.
         """
-        task = self._suggestion(graph, findings, excluded, top, explain, graph_mode)
+        task = self._suggestion(graph, findings, excluded, top, explain, graph_mode, sampling_params)
         asked = [one.asked for one in task.tasks if one.asked is not None]
         outputs = iter(self._complete([one.prompt for one in asked], sampling_params, False, asked))
         said = []
@@ -225,7 +225,7 @@ class GraphTasks(Requests):
         graph_mode: str = "auto",
     ) -> tuple[Suggested, Iterator[SuggestionChunk]]:
         """As `suggest`: the ranking, which is there at once, and then the explanations, one by one, while they are written."""
-        task = self._suggestion(graph, findings, excluded, top, explain, graph_mode)
+        task = self._suggestion(graph, findings, excluded, top, explain, graph_mode, sampling_params)
         return task.suggested, self._write(task.tasks, sampling_params)
 
     def _suggestion(
@@ -236,8 +236,9 @@ class GraphTasks(Requests):
         top: int,
         explain: int,
         graph_mode: str,
+        params: SamplingParams,
     ) -> SuggestionTask:
-        from vglm.tasks.suggestion import suggestion_task
+        from vglm.tasks.suggestion import EXPLANATION_TOKENS, suggestion_task
 
         return suggestion_task(
             self.asking,
@@ -248,6 +249,7 @@ class GraphTasks(Requests):
             top=top,
             explain=explain,
             graph_mode=graph_mode,
+            max_tokens=params.max_tokens or EXPLANATION_TOKENS,
         )
 
     def _write(self, tasks: Sequence[WhyTask], params: SamplingParams) -> Iterator[SuggestionChunk]:

@@ -49,9 +49,13 @@ def test_what_is_so_passes(graph: Graph, marfan: Candidate) -> None:
         assert statements.findings_right(marfan, text)
 
 
-@pytest.mark.parametrize("text", ["It has [Green hair].", "It has [Deafness].", "It has [Scolio", "A] b"])
+@pytest.mark.parametrize("text", ["It has [Green hair].", "It has [Deafness].", "It has [Deaf", "A] b"])
 def test_names_of_others_and_open_brackets(graph: Graph, text: str) -> None:
     assert not statements.names_belong(graph, "d1", text)
+
+
+def test_a_name_that_is_cut_off_belongs(graph: Graph) -> None:
+    assert statements.names_belong(graph, "d1", "[Marfan syndrome] fits: [Ectopia len")
 
 
 def test_edges_of_others(graph: Graph, marfan: Candidate) -> None:

@@ -35,10 +35,12 @@ def mentions(text: str) -> list[str]:
 
 
 def names_belong(graph: Graph, disease: str, text: str) -> bool:
-    """Whether every name in brackets is the disease or one of its phenotypes; text after an open bracket is a name, too."""
+    """Whether every name in brackets is the disease or one of its phenotypes, and one that is cut off the beginning of such."""
     own = {graph.name_of(edge.target) for edge in graph.edges_of(disease, relation=HAS_PHENOTYPE)}
     own.add(graph.name_of(disease))
-    return all(name in own for name in mentions(text)) and not re.search(r"[\[\]]", _MENTION.sub("", text))
+    before, bracket, cut_off = _MENTION.sub("", text).partition("[")
+    begun = not bracket or any(name.startswith(cut_off) for name in own)
+    return begun and "]" not in before and all(name in own for name in mentions(text))
 
 
 def edges_belong(graph: Graph, candidate: Candidate, text: str, cited: Iterable[Edge]) -> bool:

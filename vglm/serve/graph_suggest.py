@@ -61,6 +61,7 @@ async def suggest_diseases(graph: GraphId, body: SuggestRequest, http: HttpReque
                 top=body.top,
                 explain=body.explain,
                 graph_mode=body.graph_mode or "auto",
+                max_tokens=body.max_tokens,
             )
         asked = [one.asked for one in task.tasks if one.asked is not None]
         if not asked:

@@ -1,8 +1,8 @@
 """Suggestion: which diseases of a graph fit a patient's findings, on what evidence, and why, in words that name nothing else.
 
 The ranking is computed from the graph's annotations, without the language model; the model says why a candidate is one, and
-reads nothing but the edges that count for or against it. So a structured result is there at once, and every name that a
-model trained for this puts in [brackets] is the candidate or one of its phenotypes.
+reads nothing but the edges that count for or against it. So a structured result is there at once, and a model trained for this
+says of the candidate what the graph says: it chooses the words and the evidence, and the form that it writes in holds the rest.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from vglm.graph.question import evidence_graph, explanation, matched_phenotypes
 from vglm.tasks.asking import Asked, Asking
 from vglm.tasks.disease_ranking import DiseaseRanking
 from vglm.tasks.findings import Finding, link_findings
+from vglm.tasks.suggestion_form import explanation_form
 from vglm.tasks.suggestion_prompt import explained_graph, explained_question
 
 MAX_TOP = 1_000
 MAX_EXPLAINED = 16
+EXPLANATION_TOKENS = 128  # that an explanation may have, unless more or less is asked for
 MOST_NAMED = 5  # phenotypes in an explanation that is a list of names
 
 
@@ -134,8 +136,9 @@ def suggestion_task(
     top: int = 10,
     explain: int = 1,
     graph_mode: str = "auto",
+    max_tokens: int = EXPLANATION_TOKENS,
 ) -> SuggestionTask:
-    """Rank the diseases of a graph, and prepare the explanations of the first `explain` candidates.
+    """Rank the diseases of a graph, and prepare the explanations, each of `max_tokens`, of the first `explain` candidates.
 
     Findings are ids of phenotypes, or words for them (see `link_findings`). Raises GraphError and RequestError that name the
     argument at fault.
@@ -154,7 +157,9 @@ def suggestion_task(
         for one in ranked.candidates
     ]
     names = [one.name for one in present]
-    tasks = tuple(why_task(asking, graph, one, names, graph_mode) for one in ranked.candidates[:explain])
+    tasks = tuple(
+        why_task(asking, graph, one, names, graph_mode, max_tokens) for one in ranked.candidates[:explain]
+    )
     return SuggestionTask(Suggested(present, absent, tuple(found), ranked.num_diseases), tasks)
 
 
@@ -171,26 +176,23 @@ def _supporting(graph: Graph, candidate: Candidate) -> tuple[Edge, ...]:
 
 
 def why_task(
-    asking: Asking, graph: Graph, candidate: Candidate, findings: Sequence[str], graph_mode: str = "auto"
+    asking: Asking,
+    graph: Graph,
+    candidate: Candidate,
+    findings: Sequence[str],
+    graph_mode: str = "auto",
+    max_tokens: int = EXPLANATION_TOKENS,
 ) -> WhyTask:
     """The prompt for why a candidate is one.
 
-    A model that was trained for graphs writes sentences with names in [brackets]. Another one, which would write what it
-    remembers, gets an example and names phenotypes of the candidate, nothing else. `findings` are the patient's, by name.
+    A model that was trained for graphs writes sentences, which say what the evidence says (vglm/tasks/suggestion_form.py).
+    Another one, which would write what it remembers, gets an example and names phenotypes of the candidate, nothing else.
+    `findings` are the patient's, by name.
     """
     if not matched_phenotypes(candidate):
         return WhyTask(graph, candidate, None, reason="the graph links none of the findings to it")
     if asking.prompts.card.spans or not asking.has_chat:
-        part = explained_graph(graph, candidate)
-        question = explained_question(part, candidate)
-        try:
-            return WhyTask(
-                graph, candidate, asking.question(question, part, {"kind": "mentions"}, graph_mode)
-            )
-        except RequestError as error:
-            if error.param != "constraint":
-                raise
-            return WhyTask(graph, candidate, None, reason="none of the names can stand in brackets")
+        return _sentences(asking, graph, candidate, graph_mode, max_tokens)
     part = evidence_graph(graph, [candidate])
     matched = [node for node in matched_phenotypes(candidate) if node in part]
     count = min(MOST_NAMED, len({part.name_of(node) for node in matched}))
@@ -200,3 +202,15 @@ def why_task(
         messages, part, constraint, graph_mode, continue_final_message=True, add_generation_prompt=False
     )
     return WhyTask(graph, candidate, asked, messages[-1]["content"])
+
+
+def _sentences(
+    asking: Asking, graph: Graph, candidate: Candidate, graph_mode: str, max_tokens: int
+) -> WhyTask:
+    part = explained_graph(graph, candidate)
+    form = explanation_form(part, candidate, asking.prompts.count_tokens, max_tokens)
+    if form is None:
+        return WhyTask(graph, candidate, None, reason="none of the names can stand in brackets")
+    constraint = {"kind": "pattern", "pattern": form}
+    asked = asking.question(explained_question(part, candidate), part, constraint, graph_mode)
+    return WhyTask(graph, candidate, asked)

@@ -1,9 +1,10 @@
-"""Answers, walks and mentions, and sequences of them, as programs over bytes; and what to tell a model about them."""
+"""Answers, walks, mentions and patterns, and sequences of them, as programs over bytes; and what to tell a model about them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from json import loads
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from vglm import _native
 from vglm.decode.grounded.grounding import Grounding, refuse
 from vglm.decode.grounded.names import GraphIndex, Names
+from vglm.decode.grounded.pattern import PatternWriter
 from vglm.decode.grounded.program import UNBOUNDED, Chars, Effect, Op, Program, Source
 from vglm.decode.grounded.vocabulary import Vocabulary
 from vglm.graph.limits import shown
@@ -133,6 +135,8 @@ class FormBuilder:
             self._answer(grounding, number)
         elif grounding.kind == "walk":
             self._walk(grounding, number)
+        elif grounding.kind == "pattern":
+            PatternWriter(self.program, self._named).write(loads(str(grounding.pattern)))
         else:
             self._mentions(grounding, number, in_sequence)
 
@@ -190,6 +194,17 @@ class FormBuilder:
         program.text("]")
         program.jump(again)
         program.patch(end)
+
+    def _named(self, node_id: str) -> None:
+        """The name of a node in brackets, in a pattern."""
+        nodes = self.node_indices([node_id], "entity")
+        sayable = self.names.nodes.native.items_without(_NOT_IN_MENTIONS)
+        if sayable is not None and nodes[0] not in sayable:
+            refuse(f"entity: the name of {shown(node_id)} cannot be put in brackets")
+        names = self.entity_list(nodes, False, "entities of a pattern that can be put in brackets")
+        self.program.text("[")
+        self._role(self.program.name(names), 0, "mention")
+        self.program.text("]")
 
 
 def json_text(program: Program, least: int, most: int) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from json import dumps
+from json import dumps, loads
 from typing import Any, NoReturn
 
 from vglm.decode.bounds import parse_object, shown
 from vglm.errors import RequestError
 
-KINDS = ("answer", "walk", "mentions", "json", "sequence")
+KINDS = ("answer", "walk", "mentions", "pattern", "json", "sequence")
 MAX_COUNT = 256
 MAX_HOPS = 16
 MAX_PARTS = 16
@@ -35,7 +35,8 @@ class Grounding:
 
     Args:
         kind: `answer`: names of entities. `walk`: a path that exists, `A -> relation -> B -> ...`. `mentions`: free text
-            in which every `[...]` is the name of an entity. `json`: a JSON value after `schema`. `sequence`: `parts`.
+            in which every `[...]` is the name of an entity. `pattern`: a text of `pattern`. `json`: a JSON value after
+            `schema`. `sequence`: `parts`.
         types: node types of the answer, of the entities that are mentioned, or of the entity where a walk ends;
             none: all.
         candidates: likewise, ids of nodes.
@@ -47,6 +48,7 @@ class Grounding:
         relations: that a walk may take; none: all.
         inverse: whether a walk may take edges against their direction, written `B <- relation <- A`.
         schema: of kind `json`, in which `x-graph` binds values to the graph (see `vglm.decode.grounded.schema`).
+        pattern: of kind `pattern`: texts, choices, lists and names (see `vglm.decode.grounded.pattern`).
         parts: of kind `sequence`.
         of_walk: in a sequence: the answer is the end of the walk just before it.
     """
@@ -63,6 +65,7 @@ class Grounding:
     relations: Iterable[str] = ()
     inverse: bool = False
     schema: str | Mapping[str, Any] | None = None
+    pattern: str | Sequence[Any] | Mapping[str, Any] | None = None
     parts: Iterable[Grounding | Mapping[str, Any]] = ()
     of_walk: bool = False
 
@@ -85,6 +88,10 @@ class Grounding:
             refuse("a schema and the kind json come together")
         if self.schema is not None:
             self._set("schema", dumps(_object("schema", self.schema), ensure_ascii=False))
+        if (self.pattern is not None) != (self.kind == "pattern"):
+            refuse("a pattern and the kind pattern come together")
+        if self.pattern is not None:
+            self._set("pattern", _pattern(self.pattern))
         self._set("parts", self._checked_parts())
 
     def _check_numbers(self) -> None:
@@ -117,7 +124,7 @@ class Grounding:
             refuse("a part of a sequence must not be a sequence")
         parts = tuple(Grounding.parse(part) for part in given)
         for before, part in zip((None, *parts), parts, strict=False):
-            if part.kind in ("json", "sequence"):
+            if part.kind in ("json", "pattern", "sequence"):
                 refuse(f"a part of a sequence must not be of the kind {part.kind}")
             if part.of_walk and (
                 part.kind != "answer" or part.count != 1 or before is None or before.kind != "walk"
@@ -145,19 +152,18 @@ class Grounding:
         given = dict(value) if isinstance(value, Mapping) else _object("it", value)
         if unknown := sorted(str(name) for name in given.keys() - _NAMES):
             refuse(f"it has {shown(unknown[0])}, but only {', '.join(sorted(_NAMES))} are known")
-        kind = given.get(
-            "kind", "json" if "schema" in given else "sequence" if "parts" in given else "answer"
-        )
+        kind = given.get("kind", next((kind for name, kind in _KIND_OF.items() if name in given), "answer"))
         if isinstance(kind, str) and "+" in kind:
             return _joined(kind.split("+"), given)
         return Grounding(**{**given, "kind": kind})
 
 
 _NAMES = {field.name for field in fields(Grounding)}
+_KIND_OF = {"schema": "json", "pattern": "pattern", "parts": "sequence"}
 
 
 def _joined(kinds: list[str], given: dict[str, Any]) -> Grounding:
-    if len(kinds) > MAX_PARTS or "parts" in given or "json" in kinds or "sequence" in kinds:
+    if len(kinds) > MAX_PARTS or "parts" in given or {"json", "pattern", "sequence"} & set(kinds):
         refuse("only answer, walk and mentions can be joined, at most 16 of them")
     parts: list[Grounding] = []
     for position, kind in enumerate(kinds):
@@ -184,6 +190,20 @@ def _texts(name: str, value: Any) -> tuple[str, ...]:
         if not isinstance(text, str) or not _is_unicode(text):
             refuse(f"{name} has {shown(text)}, but must be a list of texts")
     return tuple(dict.fromkeys(texts))
+
+
+def _pattern(value: Any) -> str:
+    """A checked pattern, as JSON text."""
+    from vglm.decode.grounded.pattern import check_pattern
+
+    if isinstance(value, str):
+        try:
+            value = loads(value)
+        except (ValueError, RecursionError) as error:
+            refuse(f"pattern is not JSON: {str(error)[:200]}")
+    made = _object("pattern", {"pattern": value})["pattern"]
+    check_pattern(made)
+    return dumps(made, ensure_ascii=False)
 
 
 def _is_unicode(text: str) -> bool:

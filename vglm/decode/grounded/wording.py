@@ -23,6 +23,8 @@ def instructions(grounding: Grounding) -> str:
         return _say_walk(grounding)
     if grounding.kind == "mentions":
         return f"Write text, and put the name of every {_entity(grounding)} of the graph that you mention in [brackets]."
+    if grounding.kind == "pattern":
+        return "Write a text of the form that is expected, with the names of entities in [brackets]."
     return f"Answer with JSON after this schema, with names as the graph has them: {grounding.schema}"
 
 

@@ -24,7 +24,7 @@ class SuggestRequest(SamplingFields):
     explain: Annotated[int, Field(ge=0, le=16), Whole] = Field(
         default=1, description="How many of the best candidates are explained in words."
     )
-    max_tokens: Count = Field(default=96, description="Of each explanation.")
+    max_tokens: Count = Field(default=128, description="Of each explanation.")
     stream: bool | None = Field(
         default=None, description="Events: the answer without explanations first, then these piece by piece."
     )

@@ -8,7 +8,6 @@ or wrong ones: an explanation says what the graph says of either.
 from __future__ import annotations
 
 import random
-import re
 
 from vglm.errors import GraphError
 from vglm.graph.annotations import HAS_PHENOTYPE
@@ -16,13 +15,11 @@ from vglm.graph.evidence import Candidate, Evidence
 from vglm.graph.graph import Graph
 from vglm.graph.ranking import DiseaseRanker
 from vglm.graph.records import Records
-from vglm.graph.text import one_line
+from vglm.tasks.suggestion_form import MOST_LEFT, MOST_SAID, bracketed, clause, joined, lowered, thing
 from vglm.tasks.suggestion_prompt import MOST_FINDINGS, explained_graph, explained_question
 from vglm.train.samples import Sample, Turn
 
-MOST_SAID = 3  # phenotypes that one explanation mentions
 CANDIDATES = 3  # of one patient
-_FRACTION = re.compile(r"\d+/\d+")
 
 
 def simulated_findings(
@@ -76,7 +73,7 @@ def suggestion_sample(ranker: DiseaseRanker, rng: random.Random) -> Sample | Non
 def explanation_text(part: Graph, candidate: Candidate, rng: random.Random) -> str:
     """An explanation from the evidence alone, its names in [brackets]; the words vary, what is said does not."""
     records = Records(part)
-    disease = _named(records, candidate.id)
+    disease = bracketed(records, candidate.id)
     asked = candidate.evidence[:MOST_FINDINGS]
     explained = [item for item in asked if item.explained and item.matched in part]
     unexplained = [item.finding_name for item in asked if not item.explained]
@@ -85,24 +82,24 @@ def explanation_text(part: Graph, candidate: Candidate, rng: random.Random) -> s
         said.setdefault(item.matched, []).append(item)
     parts = list(said.items())[:MOST_SAID]
     if rng.random() < 0.3:
-        things = [_thing(part, records, node, items) for node, items in parts]
-        sentences = [f"{disease} would account for {_joined(things)}."]
+        things = [thing(part, records, node, items) for node, items in parts]
+        sentences = [f"{disease} would account for {joined(things)}."]
     else:
-        clauses = [_clause(part, records, node, items) for node, items in parts]
+        clauses = [clause(part, records, node, items) for node, items in parts]
         opening = rng.choice(("{} fits: {}.", "{} may explain this: {}.", "{} is a candidate because {}."))
-        sentences = [opening.format(disease, _joined(clauses))]
+        sentences = [opening.format(disease, joined(clauses))]
     if unexplained:
-        sentences.append(_left_over(unexplained[:2], rng))
+        sentences.append(_left_over(unexplained[:MOST_LEFT], rng))
     against = [item for item in candidate.against if item.matched in part]
     if against:
-        absent = list(dict.fromkeys(_named(records, item.matched) for item in against[:2]))
-        sentences.append(f"Against it: {_joined(absent)} {'are' if len(absent) > 1 else 'is'} absent.")
+        absent = list(dict.fromkeys(bracketed(records, item.matched) for item in against[:MOST_LEFT]))
+        sentences.append(f"Against it: {joined(absent)} {'are' if len(absent) > 1 else 'is'} absent.")
     return " ".join(sentence[0].upper() + sentence[1:] for sentence in sentences)
 
 
 def _left_over(findings: list[str], rng: random.Random) -> str:
     """What the candidate does not explain."""
-    names = _joined([_lowered(name) for name in findings])
+    names = joined([lowered(name) for name in findings])
     verb = "are" if len(findings) > 1 else "is"
     words = (
         "It does not explain {}.",
@@ -110,49 +107,3 @@ def _left_over(findings: list[str], rng: random.Random) -> str:
         "The graph does not link it to {}.",
     )
     return rng.choice(words).format(names)
-
-
-def _clause(part: Graph, records: Records, node: str, items: list[Evidence]) -> str:
-    """What speaks for the candidate in one phenotype of it."""
-    name = _named(records, node)
-    often = _how_often(part, node)
-    other = [item.finding_name for item in items if item.finding != node]
-    if len(other) == len(items):
-        return f"{_lowered(other[0])} matches {name}{f' ({often})' if often else ''}"
-    if not often:
-        return f"{name} is one of its findings"
-    if _FRACTION.fullmatch(often):
-        return f"{name} is seen in {often} patients"
-    how, _, share = often.partition(", ")
-    return f"{name} is {how} ({share})" if share else f"{name} is {how}"
-
-
-def _thing(part: Graph, records: Records, node: str, items: list[Evidence]) -> str:
-    """A finding that a disease accounts for, with what it is called there and how often it is seen."""
-    name, often = _named(records, node), _how_often(part, node)
-    if all(item.finding != node for item in items):
-        return f"{_lowered(items[0].finding_name)} (as {name}{f', {often}' if often else ''})"
-    return f"{name} ({often})" if often else name
-
-
-def _how_often(part: Graph, node: str) -> str:
-    edges = part.edges_of(node, "in", HAS_PHENOTYPE)
-    labels = [
-        str(edge.attributes["frequency_label"]) for edge in edges if "frequency_label" in edge.attributes
-    ]
-    return one_line(labels[0]) if labels else ""
-
-
-def _named(records: Records, node: str) -> str:
-    name = records.name(records.graph.index_of(node))
-    return name if "[" in name or "]" in name else f"[{name}]"
-
-
-def _lowered(name: str) -> str:
-    """A finding within a sentence: "high myopia", but "EEG abnormality"."""
-    name = one_line(name)
-    return name[0].lower() + name[1:] if len(name) > 1 and name[1:2].islower() else name
-
-
-def _joined(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
