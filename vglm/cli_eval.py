@@ -16,10 +16,15 @@ TASKS = {
     "zero_shot": "link prediction on graphs that the encoder was never trained on",
     "graph_classes": "graph classification: MUTAG, PROTEINS",
     "reasoning": "questions over graphs: ExplaGraphs, NLGraph; span mode against sequential mode",
+    "reading": "short questions about graphs that no training has seen, some of which they do not answer",
     "explanation": "explanations of medical suggestions: what they name and cite exists",
     "language": "perplexity on general text, against the base model",
 }
-ONLY = {"dtype": ("reasoning", "explanation", "language"), "text": ("language",), "samples": ("explanation",)}
+ONLY = {
+    "dtype": ("reasoning", "reading", "explanation", "language"),
+    "text": ("language",),
+    "samples": ("explanation",),
+}
 EPILOG = (
     "Examples:\n\nvglm eval --data DATA\n\n"
     "vglm eval graph_classes --data DATA --seeds 5 --json classes.json\n\n"
@@ -51,7 +56,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="Weights: bf16, int8 or int4, several with commas: a row for each, and what each costs against bf16 case by "
-            "case. For reasoning, explanation and language; default: the model's own."
+            "case. For reasoning, reading, explanation and language; default: the model's own."
         ),
     ] = None,
     text: Annotated[

@@ -44,8 +44,8 @@ Shares = Annotated[
     typer.Option(
         "--share",
         metavar="LESSON=SHARE",
-        help="Share of a lesson among the batches, relative to the others; may be repeated. Lessons: reading, world, suggestion, "
-        "stance, connectivity, cycle, shape, general.",
+        help="Share of a lesson among the batches, relative to the others; may be repeated. Lessons: reading, world, "
+        "suggestion, stance, connectivity, cycle, shape, general.",
     ),
 ]
 Begin = Annotated[

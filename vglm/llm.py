@@ -54,7 +54,8 @@ class LLM(GraphTasks, Scores):
 
         `graph`: the Graph that a prompt is about, or a GraphQuery for the part of it that the prompt needs; one for all,
         or one each. `constraint`: what an answer must be: "answer", "walk", "mentions", or see `vglm.Grounding`. `graph_mode`
-        is the engine's own unless it is "spans" or "sequential". Outputs then have a `graph` (`vglm.GraphOutput`).
+        is the engine's own unless it is "spans" or "sequential". Outputs then have a `graph` (`vglm.GraphOutput`). A model that
+        was trained to be asked about graphs, as open-autoglm-v1, gets a text with a graph as a question in its chat template.
 
         Raises RequestError or GraphError, before anything runs, when a prompt or parameter cannot be served.
         """

@@ -16,7 +16,9 @@ from tests.reference import Reference
 from vglm import LLM, Graph, GraphQuery, RequestError, SamplingParams
 from vglm.decode.outputs import RequestOutput
 from vglm.engine.request import SpanSpec
+from vglm.model.bundle import write_card
 from vglm.model.checkpoint import open_checkpoint
+from vglm.model.graph_card import GraphCard
 
 QUESTION = "Which node is it?"
 GREEDY = SamplingParams(max_tokens=6, temperature=0.0, logprobs=TOKENS_OF_TINY, ignore_eos=True)
@@ -204,6 +206,28 @@ def test_control_tokens_in_a_graph_are_text(new_llm: NewLLM) -> None:
         )
         assert not tokens & set(llm.tokenizer.special_ids)
         assert len(ask(llm, graph, graph_mode=mode).outputs[0].token_ids) == 6
+
+
+def test_a_model_that_is_asked_about_graphs_gets_texts_through_its_chat_template(
+    tmp_path: Path, home: Path
+) -> None:
+    base = tiny_model(tmp_path)
+    graph = shuffled(document(12, seed=2), 0)
+    tokens = {}
+    for facts in (False, True):
+        folder = tmp_path / f"facts-{facts}"
+        folder.mkdir()
+        write_card(folder, name="mine", version="1", base_model=str(base), graph=GraphCard(facts=facts))
+        llm = LLM(folder, max_model_len=2048, kv_cache_memory="64M")
+        messages = [{"role": "user", "content": QUESTION}]
+        asked = llm.chat(messages, GREEDY, use_tqdm=False, graph=graph)[0]
+        tokens[facts] = ask(llm, graph).prompt_token_ids
+        assert (tokens[facts] == asked.prompt_token_ids) == facts
+        ids = llm.tokenizer.encode(QUESTION, add_special=False)
+        assert llm.asking.complete(ids, graph).prompt.token_ids[-len(ids) :] == ids  # tokens are as they are
+        streamed = list(llm.stream(QUESTION, GREEDY, graph=graph))
+        assert "".join(chunk.text for chunk in streamed) == ask(llm, graph).outputs[0].text
+    assert tokens[False] != tokens[True]
 
 
 def test_answers_name_entities_and_cite_edges(new_llm: NewLLM) -> None:

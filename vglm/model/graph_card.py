@@ -30,7 +30,8 @@ class GraphCard:
         span_tokens: positions of a level of spans; longer spans are cut.
         levels: levels of spans; the question stands after all of them, however many a graph needs.
         heading: the words before a graph.
-        facts: whether a question about the shape of a graph follows a line of facts about it (see vglm/graph/structure.py).
+        facts: whether the model was trained to answer questions about graphs: one about the shape of a graph then follows a
+            line of facts about it (see vglm/graph/structure.py), and a text with a graph goes through the chat template.
     """
 
     spans: bool = False

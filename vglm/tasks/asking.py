@@ -139,7 +139,12 @@ class Asking:
     def complete(
         self, prompt: Any, source: GraphSource, constraint: Constraint | None = None, mode: str = "auto"
     ) -> Asked:
-        """A prompt (text or token ids) that follows its graph. Raises RequestError or GraphError."""
+        """A prompt (text or token ids) that follows its graph. Raises RequestError or GraphError.
+
+        A model that was trained to be asked about graphs was so through its chat template, and gets a text through that.
+        """
+        if isinstance(prompt, str) and self.prompts.card.facts and self._chat is not None:
+            return self.question(prompt, source, constraint, mode)
         encoded = encode_prompts(prompt, self._tokenizer, add_special=False)
         if len(encoded) != 1 or encoded[0].embeds is not None:
             raise RequestError("a prompt with a graph is one text or a list of token ids", "prompt")
