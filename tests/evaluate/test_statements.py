@@ -44,6 +44,10 @@ def test_what_is_so_passes(graph: Graph, marfan: Candidate) -> None:
     for text in (
         "[Marfan syndrome] would account for high myopia (as [Myopia], 9/10).",
         "Deafness is not explained by it.",
+        "Deafness, among others, is not explained by it.",
+        "It does not explain deafness, among others.",
+        "Against it: [Tall stature] is absent, among others.",
+        "[Marfan syndrome] fits: high myopia is akin to [Myopia].",
         "The graph does not link it to deafness.",
     ):
         assert statements.findings_right(marfan, text)
@@ -126,6 +130,7 @@ def test_words_and_shares_are_of_one_statement() -> None:
     [
         "Green hair matches [Myopia].",
         "Scoliosis matches [Myopia].",
+        "Scoliosis is akin to [Myopia].",
         "[Marfan syndrome] would account for deafness (as [Myopia]).",
         "It does not explain scoliosis.",
         "It does not explain deafness and scoliosis.",
@@ -138,6 +143,13 @@ def test_words_and_shares_are_of_one_statement() -> None:
 )
 def test_findings_that_are_otherwise(marfan: Candidate, text: str) -> None:
     assert not statements.findings_right(marfan, text)
+
+
+def test_what_is_only_akin_to_a_phenotype_does_not_match_it(marfan: Candidate) -> None:
+    items = [replace(item, ancestor="p1") if item.finding == "p4" else item for item in marfan.evidence]
+    siblings = replace(marfan, evidence=tuple(items))
+    assert statements.findings_right(siblings, "High myopia is akin to [Myopia].")
+    assert not statements.findings_right(siblings, "High myopia matches [Myopia].")
 
 
 def test_names_with_full_stops_and_brackets_do_not_end_a_sentence() -> None:

@@ -89,6 +89,32 @@ def test_less_is_said_where_there_is_less_room(graph: Graph) -> None:
     assert sizes[-1] == 3
 
 
+def test_what_is_only_akin_is_said_where_there_is_nothing_better(graph: Graph) -> None:
+    best = candidate(graph, "d1", FINDINGS, [])
+    items = [replace(item, ancestor="p1") if item.finding == "p4" else item for item in best.evidence]
+    better = replace(best, evidence=tuple(items))
+    assert not any("myopia" in text.lower() for text in texts_of(form(graph, better), graph))
+    alone = replace(best, evidence=tuple(item for item in items if item.finding in ("p4", "p8")))
+    texts = set(texts_of(form(graph, alone), graph))
+    assert (
+        "[Marfan syndrome] fits: high myopia is akin to [Myopia] (9/10). It does not explain deafness."
+        in texts
+    )
+    assert all(statements.findings_right(alone, text) for text in texts)
+
+
+def test_more_that_is_left_over_is_said(graph: Graph) -> None:
+    best = candidate(graph, "d1", ["p6", "p8", "p9", "p5"], ["p7"])
+    names = {item.finding for item in best.evidence if not item.explained}
+    assert len(names) >= 2
+    many = replace(
+        best, evidence=(*best.evidence, *(replace(best.evidence[-1], finding=f"x{i}") for i in range(9)))
+    )
+    for text in texts_of(form(graph, many), graph):
+        assert text.count(", among others") == 1
+        assert statements.findings_right(many, text)
+
+
 def test_a_phenotype_is_not_for_and_against(graph: Graph) -> None:
     best = candidate(graph, "d1", FINDINGS, ["p7"])
     doubtful = replace(best, against=tuple(replace(item, matched="p2") for item in best.against))

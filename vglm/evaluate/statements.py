@@ -7,12 +7,13 @@ match which phenotype, what is said not to be explained and what to be absent ar
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 from vglm.graph.annotations import HAS_PHENOTYPE
 from vglm.graph.evidence import Candidate
 from vglm.graph.graph import Edge, Graph
 
+Pairs = Set[tuple[str, str]]  # (finding in lower case, phenotype)
 _MENTION = re.compile(r"\[([^\[\]]*)\]")
 _SENTENCE_END = re.compile(r"\.(?=\s+[A-Z\[]|\s*$)")
 _COUNTED = re.compile(r"\d+/\d+")
@@ -92,24 +93,31 @@ def _frequency(words: str) -> set[str]:
 
 
 def findings_right(candidate: Candidate, text: str) -> bool:
-    """Whether every finding that "matches" a phenotype, or is one "(as [phenotype])", is so by the evidence; what is "not
-    explained" is what the evidence does not explain; and what is "absent" is what the evidence has against the candidate.
+    """Whether every finding that "matches" a phenotype, or is one "(as [phenotype])", is that phenotype, a kind of it or a
+    broader word for it, and one that is "akin to" a phenotype has it as evidence; what is "not explained" is what the
+    evidence does not explain; and what is "absent" is what the evidence has against the candidate.
     """
-    matched = {
-        (item.finding_name.lower(), item.matched_name) for item in candidate.evidence if item.explained
-    }
+    explained = [item for item in candidate.evidence if item.explained]
+    akin = {(item.finding_name.lower(), item.matched_name) for item in explained}
+    kinds = [item for item in explained if item.exact or item.ancestor in (item.finding, item.matched)]
+    matched = {(item.finding_name.lower(), item.matched_name) for item in kinds}
     left_over = [item.finding_name for item in candidate.evidence if not item.explained]
     absent = [f"[{item.matched_name}]" for item in candidate.against]
     return (
-        all(_is_matched(text[: place.start()], place[1], matched) for place in _MENTION.finditer(text))
+        all(_is_matched(text[: place.start()], place[1], matched, akin) for place in _MENTION.finditer(text))
         and all(_lists(said, left_over) for said in _all(_LEFT_OVER, text))
         and all(_lists(said, absent) for said in _all(_ABSENT, text))
     )
 
 
-def _is_matched(before: str, phenotype: str, pairs: Iterable[tuple[str, str]]) -> bool:
+def _is_matched(before: str, phenotype: str, matched: Pairs, akin: Pairs) -> bool:
     """Whether the words before a phenotype, if they say that a finding matches it, name one that does."""
-    for words in (" matches ", " (as "):
+    for words, pairs in (
+        (" matches ", matched),
+        (" (as ", matched),
+        (" is akin to ", akin),
+        (" (akin to ", akin),
+    ):
         if before.endswith(words):
             said = before.removesuffix(words).lower()
             of_it = [finding for finding, name in pairs if name == phenotype]
@@ -124,7 +132,7 @@ def _all(pattern: re.Pattern[str], text: str) -> list[str]:
 
 def _lists(said: str, names: Sequence[str]) -> bool:
     """Whether the words are some of the names and nothing else but commas and "and"."""
-    rest = said.lower().removesuffix(" by it")
+    rest = said.lower().replace(", among others", "").removesuffix(" by it")
     for name in sorted(names, key=len, reverse=True):
         rest = re.sub(rf"(?<![\w]){re.escape(name.lower())}(?![\w])", " ", rest)
     return not re.sub(r"\band\b|[,\s]", "", rest)

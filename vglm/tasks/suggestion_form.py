@@ -27,6 +27,7 @@ MOST_SAID = 3  # phenotypes that one explanation mentions for the candidate
 OFFERED = 5  # among which it chooses them, the weightiest
 MOST_LEFT = 2  # findings that it says are not explained, and those that speak against it
 LEFT_OFFERED = 4
+AMONG = ", among others"
 SPARE = 1.1  # tokens are spelled in other ways than the tokenizer's own at times
 _SIZES = ((3, 2, 2), (3, 1, 1), (2, 1, 1), (1, 1, 1))  # phenotypes, not explained, absent
 _COUNTED = re.compile(r"(\d+)/(\d+)")
@@ -73,12 +74,14 @@ class _Form:
         self._part, self._records = part, Records(part)
         self._candidate = candidate
         asked = candidate.evidence[:MOST_FINDINGS]
+        sayable = [item for item in asked if item.explained and self._is_sayable(item.matched)]
         said: dict[str, list[Evidence]] = {}
-        for item in asked:
-            if item.explained and self._is_sayable(item.matched):
-                said.setdefault(item.matched, []).append(item)
+        # what is only akin to a phenotype, and may be its very opposite, is said where there is nothing better
+        for item in [item for item in sayable if is_kind_of(item)] or sayable:
+            said.setdefault(item.matched, []).append(item)
         self.said = dict(list(said.items())[:OFFERED])
         self._left = list(dict.fromkeys(lowered(item.finding_name) for item in asked if not item.explained))
+        self._num_left = sum(not item.explained for item in candidate.evidence)
         explained = {item.matched for item in candidate.evidence if item.explained}
         against = (item.matched for item in candidate.against)
         self._against = [
@@ -117,22 +120,35 @@ class _Form:
 
     def _left_over(self, names: Sequence[str], most: int) -> Pattern:
         """What the candidate does not explain."""
-        most = min(most, len(names))
-        some = {"list": list(names), "max": most}
+        count = min(most, len(names))
+        more = self._num_left > count
+        some = {"list": list(names), "min": count, "max": count}
+        active = [
+            {"one_of": ["It does not explain ", "The graph does not link it to "]},
+            some,
+            AMONG * more,
+            ".",
+        ]
         first = [name[0].upper() + name[1:] for name in names]
-        passive: list[Pattern] = [[{"one_of": first}, " is not explained by it."]]
-        if most > 1:
-            pairs = [[first[i], " and ", other] for i in range(len(names)) for other in names[i + 1 :]]
-            passive.append([{"one_of": pairs}, " are not explained by it."])
-        active = [{"one_of": ["It does not explain ", "The graph does not link it to "]}, some, "."]
-        return {"one_of": [active, *passive]}
+        pairs = [[first[i], " and ", other] for i in range(len(names)) for other in names[i + 1 :]]
+        passive = [{"one_of": first if count == 1 else pairs}, f"{AMONG}," * more]
+        passive.append(" is not explained by it." if count == 1 else " are not explained by it.")
+        return {"one_of": [_without_empty(active), _without_empty(passive)]}
 
     def _absent(self, nodes: Sequence[str], most: int) -> Pattern:
-        named = [{"entity": node} for node in nodes]
-        forms: list[Pattern] = [[{"one_of": named}, " is absent."]]
-        if min(most, len(nodes)) > 1:
-            forms.append([{"list": named, "min": 2, "max": 2}, " are absent."])
-        return ["Against it: ", {"one_of": forms}]
+        count = min(most, len(nodes))
+        some = {"list": [{"entity": node} for node in nodes], "min": count, "max": count}
+        verb = " is absent" if count == 1 else " are absent"
+        return ["Against it: ", some, f"{verb}{AMONG * (len(self._against) > count)}."]
+
+
+def _without_empty(pieces: Sequence[Pattern]) -> Pattern:
+    return [piece for piece in pieces if piece]
+
+
+def is_kind_of(item: Evidence) -> bool:
+    """Whether the finding is the phenotype, a kind of it or a broader word for it, and not just akin to it."""
+    return item.exact or item.ancestor in (item.finding, item.matched)
 
 
 # ---- the words, which training uses, too
@@ -144,7 +160,8 @@ def clause(part: Graph, records: Records, node: str, items: Sequence[Evidence]) 
     often = how_often(part, node)
     other = [item.finding_name for item in items if item.finding != node]
     if len(other) == len(items):
-        return f"{lowered(other[0])} matches {name}{f' ({often})' if often else ''}"
+        verb = "matches" if is_kind_of(items[0]) else "is akin to"
+        return f"{lowered(other[0])} {verb} {name}{f' ({often})' if often else ''}"
     if not often:
         return f"{name} is one of its findings"
     if _COUNTED.fullmatch(often):
@@ -159,7 +176,8 @@ def thing(part: Graph, records: Records, node: str, items: Sequence[Evidence]) -
     """A finding that a disease accounts for, with what it is called there and how often it is seen."""
     name, often = bracketed(records, node), how_often(part, node)
     if all(item.finding != node for item in items):
-        return f"{lowered(items[0].finding_name)} (as {name}{f', {often}' if often else ''})"
+        preposition = "as" if is_kind_of(items[0]) else "akin to"
+        return f"{lowered(items[0].finding_name)} ({preposition} {name}{f', {often}' if often else ''})"
     return f"{name} ({often})" if often else name
 
 
