@@ -78,6 +78,13 @@ def serve(
         list[str] | None,
         typer.Option(help="Load NAME=FILE into the store first; may be repeated.", rich_help_panel=_GRAPHS),
     ] = None,
+    classifier: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Classify graphs with NAME=FILE of vglm train classifier; may be repeated.",
+            rich_help_panel=_GRAPHS,
+        ),
+    ] = None,
     max_queue: Annotated[
         int, typer.Option(help="Completions that may wait; more get 429.", rich_help_panel=_LIMITS)
     ] = 8192,
@@ -190,13 +197,14 @@ def serve(
         graph_store=graph_store,
         has_graph_store=not no_graph_store,
         graphs=graph or [],
+        classifiers=classifier or [],
     )
 
 
 def run(model: str, engine: dict[str, Any], **options: Any) -> None:
     """Serve, and exit with the server's status."""
     try:
-        from vglm.serve.graph_service import parse_graph_option
+        from vglm.serve.graph_service import parse_named_file
         from vglm.serve.options import ServeOptions
         from vglm.serve.server import serve as run_server
     except ModuleNotFoundError as error:
@@ -205,5 +213,9 @@ def run(model: str, engine: dict[str, Any], **options: Any) -> None:
         raise ConfigError(
             f"the server needs the package {error.name}, which is not installed: pip install 'vglm[serve]'"
         ) from error
-    options["graphs"] = tuple(map(parse_graph_option, options.pop("graphs", ())))
+    for name, option, example in (
+        ("graphs", "--graph", "hpo=hp.obo"),
+        ("classifiers", "--classifier", "toxic=toxic.safetensors"),
+    ):
+        options[name] = tuple(parse_named_file(option, text, example) for text in options.pop(name, ()))
     raise typer.Exit(run_server(model, engine, ServeOptions(**options)))

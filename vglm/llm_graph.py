@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vglm.decode.sampling_params import SamplingParams
@@ -12,6 +13,7 @@ from vglm.errors import GraphError, RequestError
 from vglm.llm_requests import Requests
 
 if TYPE_CHECKING:
+    from vglm.encoder.graph_classifier import GraphClassifier
     from vglm.encoder.relational import RelationalEncoder
     from vglm.graph.graph import Graph
     from vglm.tasks.disease_ranking import DiseaseRanking
@@ -120,8 +122,9 @@ class GraphTasks(Requests):
     def classify(
         self,
         graph: Graph,
-        labels: Sequence[str],
+        labels: Sequence[str] | None = None,
         *,
+        classifier: str | Path | GraphClassifier | None = None,
         entity: str | None = None,
         question: str | None = None,
         temperature: float = 1.0,
@@ -131,10 +134,17 @@ class GraphTasks(Requests):
     ) -> Ranked:
         """Rank `labels` by how well they fit a graph, or the node with the id `entity` and what is near it.
 
-        Scores are as in `complete`. Raises GraphError and RequestError that name the argument at fault.
+        Scores are as in `complete`. With a `classifier`, one that `vglm train classifier` made (its file, or its name in the
+        model's card), that ranks its classes in place of the language model, or those of them that are `labels`. Raises
+        GraphError, RequestError and ModelError that name what is at fault.
         """
         from vglm.tasks.classification import classification_task
 
+        if classifier is not None:
+            from vglm.tasks.trained_classes import trained_classes
+
+            found = self.parts.classifier(classifier) if isinstance(classifier, (str, Path)) else classifier
+            return trained_classes(found, graph, labels, temperature, entity=entity, question=question)
         task = classification_task(
             self.asking,
             graph,

@@ -108,7 +108,8 @@ def test_more_that_is_left_over_is_said(graph: Graph) -> None:
     names = {item.finding for item in best.evidence if not item.explained}
     assert len(names) >= 2
     many = replace(
-        best, evidence=(*best.evidence, *(replace(best.evidence[-1], finding=f"x{i}") for i in range(9)))
+        best,
+        evidence=(*best.evidence, *(replace(best.evidence[-1], finding_name=f"Sign {i}") for i in range(9))),
     )
     for text in texts_of(form(graph, many), graph):
         assert text.count(", among others") == 1

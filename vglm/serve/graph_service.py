@@ -99,14 +99,14 @@ class GraphService:
             self._store.close()
 
 
-def parse_graph_option(text: str) -> tuple[str, Path]:
-    """NAME=FILE. Raises ConfigError for anything else."""
+def parse_named_file(option: str, text: str, example: str) -> tuple[str, Path]:
+    """NAME=FILE, the value of an option. Raises ConfigError for anything else."""
     from vglm.graph.store_names import checked_name
 
     name, equals, path = text.partition("=")
     if not equals or not path:
-        raise ConfigError(f"--graph {text!r}: expected NAME=FILE, as in --graph hpo=hp.obo")
+        raise ConfigError(f"{option} {text!r}: expected NAME=FILE, as in {option} {example}")
     try:
         return checked_name(name), Path(path)
     except GraphError as error:
-        raise ConfigError(f"--graph {text!r}: {error}") from error
+        raise ConfigError(f"{option} {text!r}: {error}") from error

@@ -47,6 +47,7 @@ from vglm.tasks.completion import completion_task, open_end
 from vglm.tasks.explanation import ExplanationTask, explanation_task
 from vglm.tasks.links import encoded_links
 from vglm.tasks.ranking import Ranked, RankingTask
+from vglm.tasks.trained_classes import trained_classes
 
 _RANKING = SamplingParams(max_tokens=1)
 NOTHING = Usage(
@@ -108,7 +109,7 @@ async def classify_stored(graph: GraphId, body: ClassifyStoredRequest, http: Htt
     model = serving.check_model(body.model)
     version = 0
 
-    def task() -> RankingTask:
+    def task() -> RankingTask | Ranked:
         nonlocal version
         read, version = stored_graph(serving, graph, body.version)
         return _classification(serving, read, body)
@@ -123,7 +124,7 @@ async def classify_inline(body: ClassifyRequest, http: HttpRequest) -> Response:
     serving = of(http)
     model = serving.check_model(body.model)
 
-    def task() -> RankingTask:
+    def task() -> RankingTask | Ranked:
         with graph_errors("graph"):
             read = inline_graph(serving, body.graph)
         return _classification(serving, read, body)
@@ -198,7 +199,11 @@ def stored_graph(serving: Serving, name: str, version: int | str | None) -> tupl
 
 def _classification(
     serving: Serving, graph: Graph, body: ClassifyStoredRequest | ClassifyRequest
-) -> RankingTask:
+) -> RankingTask | Ranked:
+    if body.classifier is not None:
+        temperature = 1.0 if body.temperature is None else body.temperature
+        unread = {"entity": body.entity, "question": body.question}
+        return trained_classes(serving.classifier(body.classifier), graph, body.labels, temperature, **unread)
     return classification_task(
         serving.llm.asking,
         graph,

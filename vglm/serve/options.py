@@ -29,6 +29,7 @@ class ServeOptions:
         metrics_prefix: "vglm", or "vllm" for dashboards made for vLLM. metrics_open: /metrics needs no key.
         graph_store: the file of the graph store; None: `vglm.graph.store_file.default_store_path()`. has_graph_store: whether
             there is one at all. graphs: (name, file) of graphs that are loaded into it at the start.
+        classifiers: (name, file) of graph classifiers that requests may name.
         ui: whether there is a page at /; None: if NiceGUI is installed.
         otlp_endpoint: where OpenTelemetry traces go; None: nowhere.
     """
@@ -61,6 +62,7 @@ class ServeOptions:
     graph_store: Path | None = None
     has_graph_store: bool = True
     graphs: tuple[tuple[str, Path], ...] = ()
+    classifiers: tuple[tuple[str, Path], ...] = ()
 
     def __post_init__(self) -> None:
         for name, low, high in _WHOLE:

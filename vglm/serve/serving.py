@@ -30,6 +30,7 @@ from vglm.serve.streams import AbortedError, ClientGoneError, Increment, Stream,
 from vglm.serve.structured import structured_outputs
 
 if TYPE_CHECKING:
+    from vglm.encoder.graph_classifier import GraphClassifier
     from vglm.engine.constraint import ConstraintFactory
     from vglm.llm import LLM
     from vglm.serve.logs import LogWriter
@@ -49,6 +50,7 @@ class Serving:
         self.options = options
         self.engine = EngineThread(llm.engine)
         self.graphs = GraphService(options)
+        self._classifiers = {name: llm.parts.classifier(path) for name, path in options.classifiers}
         self.model_names = options.served_model_names or (llm.model,)
         self.started = time.time()
         self.protocol: type[LimitedProtocol] | None = None  # set by the server that listens, for the metrics
@@ -77,6 +79,17 @@ class Serving:
                 404, f"there is no model {name!r}; there is {known}", param="model", code="model_not_found"
             )
         return name
+
+    def classifier(self, name: str) -> GraphClassifier:
+        """A trained classifier that the server was given, or the model's own; never a file. Raises RequestError."""
+        found = self._classifiers.get(name) or self.llm.parts.own_classifier(name)
+        if found is None:
+            known = ", ".join(map(repr, self._classifiers)) or "none"
+            raise RequestError(
+                f"there is no classifier {name!r}; the server was started with {known} (--classifier NAME=FILE)",
+                "classifier",
+            )
+        return found
 
     # ---- prompts ------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ QUESTION = "Which label fits {what}?"
 def classification_task(
     asking: Asking,
     graph: Graph,
-    labels: Sequence[str],
+    labels: Sequence[str] | None,
     *,
     entity: str | None = None,
     question: str | None = None,
@@ -36,7 +36,7 @@ def classification_task(
 
     Raises GraphError and RequestError that name the argument at fault.
     """
-    texts = _labels(labels)
+    texts = checked_labels(labels)
     source: GraphSource = graph
     what = "the graph"
     if entity is not None:
@@ -45,7 +45,7 @@ def classification_task(
         what = Records(graph, shared_names=linker(graph).shared_names).short_name(node)
     asks = question if question is not None else QUESTION.format(what=what)
     asked = asking.question(label_question(asks, texts), source, mode=graph_mode)
-    named = [Named(label, label) for label in labels]
+    named = [Named(label, label) for label in labels or ()]
     return ranking_task(asking, asked, named, texts, len(texts), temperature)
 
 
@@ -54,8 +54,8 @@ def label_question(question: str, labels: Sequence[str]) -> str:
     return f"{question}\nLabels: {', '.join(labels)}\nAnswer with one of the labels."
 
 
-def _labels(labels: object) -> list[str]:
-    """The labels as they are written, each on one line."""
+def checked_labels(labels: object) -> list[str]:
+    """The labels as they are written, each on one line. Raises RequestError for what are none."""
     if not isinstance(labels, Sequence) or isinstance(labels, str | bytes):
         raise RequestError("labels must be a list of texts", "labels")
     if not 2 <= len(labels) <= MAX_LABELS:

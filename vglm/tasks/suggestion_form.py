@@ -80,8 +80,8 @@ class _Form:
         for item in [item for item in sayable if is_kind_of(item)] or sayable:
             said.setdefault(item.matched, []).append(item)
         self.said = dict(list(said.items())[:OFFERED])
-        self._left = list(dict.fromkeys(lowered(item.finding_name) for item in asked if not item.explained))
-        self._num_left = sum(not item.explained for item in candidate.evidence)
+        left = [lowered(item.finding_name) for item in candidate.evidence if not item.explained]
+        self._left = list(dict.fromkeys(left))
         explained = {item.matched for item in candidate.evidence if item.explained}
         against = (item.matched for item in candidate.against)
         self._against = [
@@ -96,9 +96,9 @@ class _Form:
         """With at most so many phenotypes, findings that are not explained, and absent ones."""
         sentences = [self._main(most_said)]
         if self._left:
-            sentences += [" ", self._left_over(self._left[:LEFT_OFFERED], most_left)]
+            sentences += [" ", self._left_over(most_left)]
         if self._against:
-            sentences += [" ", self._absent(self._against[:LEFT_OFFERED], most_against)]
+            sentences += [" ", self._absent(most_against)]
         return sentences
 
     def _main(self, most: int) -> Pattern:
@@ -118,11 +118,12 @@ class _Form:
         before, _, after = text.partition(bracketed(self._records, node))
         return [piece for piece in (before, {"entity": node}, after) if piece]
 
-    def _left_over(self, names: Sequence[str], most: int) -> Pattern:
+    def _left_over(self, most: int) -> Pattern:
         """What the candidate does not explain."""
+        names = self._left[:LEFT_OFFERED]
         count = min(most, len(names))
-        more = self._num_left > count
-        some = {"list": list(names), "min": count, "max": count}
+        more = len(self._left) > count
+        some = {"list": names, "min": count, "max": count}
         active = [
             {"one_of": ["It does not explain ", "The graph does not link it to "]},
             some,
@@ -135,7 +136,8 @@ class _Form:
         passive.append(" is not explained by it." if count == 1 else " are not explained by it.")
         return {"one_of": [_without_empty(active), _without_empty(passive)]}
 
-    def _absent(self, nodes: Sequence[str], most: int) -> Pattern:
+    def _absent(self, most: int) -> Pattern:
+        nodes = self._against[:LEFT_OFFERED]
         count = min(most, len(nodes))
         some = {"list": [{"entity": node} for node in nodes], "min": count, "max": count}
         verb = " is absent" if count == 1 else " are absent"

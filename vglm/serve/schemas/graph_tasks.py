@@ -32,6 +32,15 @@ Temperature = Annotated[float, Field(ge=1e-3, le=1e3)]
 Labels = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=1000)]], Field(min_length=2, max_length=4096)
 ]
+Classifier = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=100,
+        description="A trained classifier that ranks its classes (or those among `labels`) in place of the language model: one "
+        "that the server was given (`--classifier NAME=FILE`), or the model's own.",
+    ),
+]
 Question = Annotated[str, Field(min_length=1)]
 
 
@@ -74,7 +83,8 @@ class LinkRequest(RankingFields):
 class ClassifyStoredRequest(RankingFields):
     """Which label fits an entity and what is near it, or without an entity the whole graph?"""
 
-    labels: Labels
+    labels: Labels | None = Field(default=None, description="Needed, unless a classifier has its own.")
+    classifier: Classifier | None = None
     entity: NodeId | None = None
     question: Question | None = Field(default=None, description="In place of: Which label fits ...?")
     version: Version | None = None
@@ -86,7 +96,8 @@ class ClassifyRequest(RankingFields):
     """Which label fits a graph, or with `entity` that node and what is near it?"""
 
     graph: InlineGraph
-    labels: Labels
+    labels: Labels | None = Field(default=None, description="Needed, unless a classifier has its own.")
+    classifier: Classifier | None = None
     entity: NodeId | None = None
     question: Question | None = Field(default=None, description="In place of: Which label fits ...?")
 

@@ -168,7 +168,7 @@ class GraphAnswer(Answer):
     `candidates`: the nodes that were retrieved, with their scores, the best first.
     """
 
-    mode: Literal["spans", "sequential", "encoder"]
+    mode: Literal["spans", "sequential", "encoder", "classifier"]
     answer: list[NamedEntity]
     candidates: list[NamedEntity]
     evidence: list[list[CitedEdge]]
