@@ -15,6 +15,7 @@ from vglm.engine.request import Sequence as EngineSequence
 from vglm.errors import RequestError
 from vglm.graph.graph import Graph
 from vglm.graph.linking import linker
+from vglm.graph.named import named_facts
 from vglm.graph.retrieval import Retrieved, retrieve
 from vglm.graph.structure import facts
 from vglm.model.tokenizer import Tokenizer
@@ -128,13 +129,22 @@ class Asking:
         return self._tokenizer.encode("\n", add_special=False)[-1]
 
     def question(
-        self, text: str, source: GraphSource, constraint: Constraint | None = None, mode: str = "auto"
+        self,
+        text: str,
+        source: GraphSource,
+        constraint: Constraint | None = None,
+        mode: str = "auto",
+        *,
+        named: bool = True,
     ) -> Asked:
-        """One question, through the chat template where the model has one; control tokens in it are text."""
+        """One question, through the chat template where the model has one; control tokens in it are text.
+
+        Without `named`, nothing is repeated of the entities that it names: the question itself says what matters.
+        """
         if self._chat is not None:
-            return self.chat([{"role": "user", "content": text}], source, constraint, mode)
+            return self.chat([{"role": "user", "content": text}], source, constraint, mode, named=named)
         after = self._tokenizer.encode(f"{text}\nAnswer:", add_special=False, allow_special_tokens=False)
-        return self._ask(source, text, self._heading, after, constraint, mode)
+        return self._ask(source, text, self._heading, after, constraint, mode, named)
 
     def complete(
         self, prompt: Any, source: GraphSource, constraint: Constraint | None = None, mode: str = "auto"
@@ -159,9 +169,13 @@ class Asking:
         source: GraphSource,
         constraint: Constraint | None = None,
         mode: str = "auto",
+        *,
+        named: bool = True,
         **options: Any,
     ) -> Asked:
-        """A conversation whose last message of the user follows the graph; `options` are `ChatFormat.encode`'s."""
+        """A conversation whose last message of the user follows the graph; `named` as in `question`, `options` are
+        `ChatFormat.encode`'s.
+        """
         if self._chat is None:
             raise RequestError(
                 "the model has no chat template; give a prompt of your own instead", "messages"
@@ -169,7 +183,7 @@ class Asking:
         before, after = self._chat.encode_around(messages, **options)
         question = next(str(m["content"]) for m in reversed(messages) if m.get("role") == "user")
         words = self._tokenizer.encode(self.prompts.card.heading, add_special=False)
-        return self._ask(source, question, [*before, *words], after, constraint, mode)
+        return self._ask(source, question, [*before, *words], after, constraint, mode, named)
 
     def _ask(
         self,
@@ -179,6 +193,7 @@ class Asking:
         after: list[int],
         constraint: Constraint | None,
         mode: str,
+        named: bool = True,
     ) -> Asked:
         wanted: GraphMode = parse_graph_mode(mode)
         retrieved = None
@@ -191,18 +206,24 @@ class Asking:
         if constraint is not None and retrieved is not None and not graph.num_nodes:
             raise RequestError(f"there is nothing to answer from: {retrieved.left_out.why}", "graph")
         decoder = None if constraint is None else self.compile(constraint, graph)
-        after = [*self._facts(graph, question), *after]
+        after = [*self._facts(graph, question, named), *after]
         shared = None if retrieved is None else retrieved.shared_names
         prompt = self.prompts.encode(graph, before, after, wanted, question, shared)
         return Asked(prompt, graph, question, retrieved, decoder)
 
-    def _facts(self, graph: Graph, question: str) -> list[int]:
-        """A line about the graph's shape, for a model that was trained to read it and a question that needs it."""
-        if not self.prompts.card.facts or graph.num_edges > FACTS_UP_TO or not SHAPE_WORDS.search(question):
+    def _facts(self, graph: Graph, question: str, named: bool) -> list[int]:
+        """A line about the graph's shape for a question that needs it, otherwise about what it names, for a model that was
+        trained to read them.
+        """
+        about_shape = SHAPE_WORDS.search(question) is not None
+        if not self.prompts.card.facts or graph.num_edges > FACTS_UP_TO or not (about_shape or named):
             return []
-        named = [mention.best.id for mention in linker(graph).link(question, fuzzy=False)]
-        line = facts(graph, [graph.index_of(node) for node in dict.fromkeys(named)]) + "\n"
-        return self._tokenizer.encode(line, add_special=False, allow_special_tokens=False)
+        mentions = (mention.best.id for mention in linker(graph).link(question, fuzzy=False))
+        nodes = [graph.index_of(node) for node in dict.fromkeys(mentions)]
+        line = facts(graph, nodes) if about_shape else named_facts(graph, nodes, question)
+        return (
+            self._tokenizer.encode(f"{line}\n", add_special=False, allow_special_tokens=False) if line else []
+        )
 
     def retrieve(self, query: GraphQuery, question: str) -> Retrieved:
         """The part of a stored graph that a question is about. Raises GraphError."""

@@ -93,7 +93,7 @@ def completion_task(
     triple = (name, "?") if end.outwards else ("?", name)
     question = QUESTION.format(head=triple[0], relation=end.relation, tail=triple[1])
     source = GraphQuery(graph, (graph.id_of(end.node),), hops, budget)
-    asked = asking.question(question, source, mode=graph_mode)
+    asked = asking.question(question, source, mode=graph_mode, named=False)
     named = [named_node(graph, index) for index in nodes.tolist()]
     texts = [records.name(index) for index in nodes.tolist()]
     ids = frozenset(graph.id_of(index) for index in end.known.tolist())

@@ -89,7 +89,7 @@ def explanation_task(
     names = [records.short_name(part.index_of(node_id)) for node_id in (source, target)]
     asks = question if question is not None else QUESTION.format(source=names[0], target=names[1])
     try:
-        asked = asking.question(f"{asks}\n{FORM}", part, {"kind": "mentions"}, graph_mode)
+        asked = asking.question(f"{asks}\n{FORM}", part, {"kind": "mentions"}, graph_mode, named=False)
     except RequestError as error:
         if error.param != "constraint":
             raise

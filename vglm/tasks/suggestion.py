@@ -212,5 +212,5 @@ def _sentences(
     if form is None:
         return WhyTask(graph, candidate, None, reason="none of the names can stand in brackets")
     constraint = {"kind": "pattern", "pattern": form}
-    asked = asking.question(explained_question(part, candidate), part, constraint, graph_mode)
+    asked = asking.question(explained_question(part, candidate), part, constraint, graph_mode, named=False)
     return WhyTask(graph, candidate, asked)

@@ -28,11 +28,14 @@ ROOM = 1 << 20  # tokens of a graph, at most
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A question and its answer; `lead` is what the answer begins with in the prompt, and is not trained."""
+    """A question and its answer; `lead` is what the answer begins with in the prompt, and is not trained. `named` as in
+    `vglm.tasks.asking.Asking.question`.
+    """
 
     question: str
     answer: str
     lead: str = ""
+    named: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,8 @@ class RowWriter:
         if sample.graph is None:
             return self._plain(sample, max_tokens)
         prompts = [
-            self.asking.question(turn.question, sample.graph, mode=mode).prompt for turn in sample.turns
+            self.asking.question(turn.question, sample.graph, mode=mode, named=turn.named).prompt
+            for turn in sample.turns
         ]
         leads = [self._encode(turn.lead) for turn in sample.turns]
         answers = [[*self._encode(turn.answer), self.asking.end_id] for turn in sample.turns]

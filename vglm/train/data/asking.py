@@ -10,7 +10,7 @@ from vglm.train.samples import Sample, Turn
 
 NOT_SAID = "The graph does not say."
 MOST_NAMES = 6
-QUESTIONS = 8
+QUESTIONS = 12
 
 
 def world_sample(rng: random.Random, known: Sequence[Relation] = TRAINED) -> Sample | None:
@@ -28,22 +28,22 @@ def _pick(world: World, rng: random.Random) -> tuple[Relation, tuple[tuple[str, 
 
 
 def _targets(world: World, relation: Relation, source: str) -> list[str]:
-    """Names in the order of the record; where it holds both ways, as `_sources`."""
-    if relation.symmetric:
-        return _sources(world, relation, source)
-    name = world.edges[relation][0]
-    graph = world.graph
-    near = (graph.edge_at(int(e)) for e in graph.edge_indices(graph.index_of(source), "out"))
-    return [world.names[edge.target] for edge in near if edge.relation == name]
+    """Names in alphabetical order, as `named_facts` has them."""
+    return _named(world, {target for node, target in _both_ways(world, relation) if node == source})
 
 
 def _sources(world: World, relation: Relation, target: str) -> list[str]:
-    """Names in alphabetical order, for they stand in records that have none."""
+    return _named(world, {source for source, node in _both_ways(world, relation) if node == target})
+
+
+def _both_ways(world: World, relation: Relation) -> Sequence[tuple[str, str]]:
+    """The edges of a relation, those of a symmetric one in either direction."""
     pairs = world.edges[relation][1]
-    ends = [s for s, t in pairs if t == target]
-    if relation.symmetric:
-        ends += [t for s, t in pairs if s == target]
-    return sorted({world.names[node] for node in ends})
+    return (*pairs, *((t, s) for s, t in pairs)) if relation.symmetric else pairs
+
+
+def _named(world: World, nodes: set[str]) -> list[str]:
+    return sorted(world.names[node] for node in nodes)
 
 
 def _nodes(world: World, kind: str) -> list[str]:
@@ -91,7 +91,7 @@ def _anything(world: World, rng: random.Random) -> Turn | None:
 
 def _so(world: World, rng: random.Random) -> Turn:
     relation, pairs = _pick(world, rng)
-    holds = {*pairs, *((t, s) for s, t in pairs)} if relation.symmetric else set(pairs)
+    holds = set(_both_ways(world, relation))
     pair = rng.choice(pairs)
     if rng.random() < 0.5:
         others = [other for other in _others(world, relation, pair) if other not in holds]

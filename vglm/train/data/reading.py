@@ -212,7 +212,7 @@ def _joined(part: Graph, records: Records, rng: random.Random) -> Turn | None:
         f" So {ends} are linked through {listed(between)}." if between else f" So {ends} are linked directly."
     )
     question = RELATED.format(source=names[0], target=names[1])
-    return Turn(f"{question}\n{FORM}", told, said(records, path))
+    return Turn(f"{question}\n{FORM}", told, said(records, path), named=False)
 
 
 def _missing(part: Graph, rng: random.Random) -> Sample | None:
@@ -229,4 +229,4 @@ def _missing(part: Graph, rng: random.Random) -> Sample | None:
         question, answer = COMPLETE.format(head=ends[0], relation=edge.relation, tail="?"), edge.target
     else:
         question, answer = COMPLETE.format(head="?", relation=edge.relation, tail=ends[1]), edge.source
-    return Sample("completion", (Turn(question, records.name(left.index_of(answer))),), left)
+    return Sample("completion", (Turn(question, records.name(left.index_of(answer)), named=False),), left)

@@ -59,7 +59,9 @@ def is_held_out(case: Stance) -> bool:
 def stance_sample(case: Stance, rng: random.Random) -> Sample:
     """A case to learn from, with its labels in either order."""
     labels = rng.sample(LABELS, 2)
-    return Sample("stance", (Turn(label_question(case.question, labels), case.label),), case.graph)
+    return Sample(
+        "stance", (Turn(label_question(case.question, labels), case.label, named=False),), case.graph
+    )
 
 
 def _graph(text: str) -> Graph:

@@ -67,7 +67,7 @@ def suggestion_sample(ranker: DiseaseRanker, rng: random.Random) -> Sample | Non
     if not any(item.explained and item.matched in part for item in candidate.evidence[:MOST_FINDINGS]):
         return None
     text = explanation_text(part, candidate, rng)
-    return Sample("suggestion", (Turn(explained_question(part, candidate), text),), part)
+    return Sample("suggestion", (Turn(explained_question(part, candidate), text, named=False),), part)
 
 
 def explanation_text(part: Graph, candidate: Candidate, rng: random.Random) -> str:
