@@ -123,6 +123,22 @@ def test_short_words_are_not_taken_for_others() -> None:
     assert found("moles", graph) == [("moles", "n00002", "fuzzy")]  # inflected
 
 
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("tall and thin, with scoliosis", ["Scoliosis"]),
+        ("tall chim", ["Tall chin"]),
+        ("haemophilia", []),
+        ("haemobillia", ["Haemobilia"]),
+        ("brachidactily", ["Brachydactyly"]),
+    ],
+)
+def test_a_slip_is_not_another_word(question: str, expected: list[str]) -> None:
+    names = ("Tall chin", "Scoliosis", "Haemobilia", "Brachydactyly", "Thick chin", "Tall stature")
+    graph = Graph.from_dict({"nodes": [{"id": name, "name": name} for name in names], "edges": []})
+    assert [mention.best.name for mention in link(graph, question)] == expected
+
+
 def test_codes_are_not_taken_for_others() -> None:
     graph = named("BRCA1", "OMIM 154700", "interleukin 12")
     assert found("BRCA2, OMIM 154701, interleukin 13", graph) == []

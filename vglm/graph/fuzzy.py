@@ -20,6 +20,7 @@ from vglm.graph.words import FUNCTION_WORDS, INFLECTED, Word, similarity
 SIMILAR = 0.74  # least similarity of two words that may be one misspelt
 COVERED = 0.7  # least share of a name, by rarity of its words, that a question must have
 _LONG_ENOUGH = 6  # letters of a word that may be misspelt where no other word of the name stands beside it
+_LONG = 12  # letters of a word that may be misspelt twice there: "haemophilia" is not haemobilia
 MAX_WORDS = 256  # of a question; the others are found only as they stand
 _POSTINGS_OF_WORD = 800  # words looked at for one word
 _COMPARED_WORDS = 8
@@ -100,7 +101,12 @@ class FuzzyNames:
         shared = np.bincount(where, np.repeat(weights, list(map(len, lists))))
         best = np.lexsort((numbers, -shared))[:_COMPARED_WORDS]
         compared = ((number, similarity(text, index.vocabulary[number])) for number in numbers[best].tolist())
-        alike = [(number, value) for number, value in compared if SIMILAR <= value < 1]
+        # the first letter of a short word is rarely wrong: "tall and thin" is no tall chin
+        alike = [
+            (number, value)
+            for number, value in compared
+            if SIMILAR <= value < 1 and (len(text) >= _LONG_ENOUGH or index.vocabulary[number][0] == text[0])
+        ]
         return tuple(sorted(alike, key=lambda item: (-item[1], item[0]))[:3])
 
     def _candidates(self, places: Places, alike: Alike) -> list[int]:
@@ -153,8 +159,10 @@ class FuzzyNames:
         if alike >= INFLECTED:
             return True
         swapped = len(spoken) >= 5 and sorted(spoken) == sorted(meant)
-        long = max(len(spoken), len(meant)) >= _LONG_ENOUGH
-        return swapped or (long and spoken[0] == meant[0])
+        length = max(len(spoken), len(meant))
+        edits = round((1 - alike) * length)
+        few = edits <= (2 if length >= _LONG else 1)
+        return swapped or (length >= _LONG_ENOUGH and few and spoken[0] == meant[0])
 
     def _score_around(
         self, entry: int, own: list[int], anchor: int, places: Places, alike: Alike, words: Sequence[Word]
