@@ -6,8 +6,9 @@ import networkx
 import numpy as np
 import pytest
 
-from vglm.encoder.graph_features import FAMILIES, MAX_EDGES, MAX_NODES, Structure, count, substructures
+from vglm.encoder.graph_features import FAMILIES, count, substructures
 from vglm.encoder.graph_rings import fused_systems, rings
+from vglm.encoder.graph_structure import MAX_EDGES, MAX_NODES, Structure
 from vglm.errors import GraphError
 from vglm.graph.graph import Graph
 

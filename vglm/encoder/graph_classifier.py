@@ -18,8 +18,9 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from vglm.encoder.graph_features import Counts, Structure, count, substructures
+from vglm.encoder.graph_features import Counts, count, substructures
 from vglm.encoder.graph_kernel import INTERSECTIONS, USED, Floats, Kernel, log_counts, normalisers, own_sizes
+from vglm.encoder.graph_structure import Structure
 from vglm.errors import GraphError, ModelError, RequestError
 from vglm.graph.graph import Graph
 

@@ -14,18 +14,15 @@ Families of substructures, each a count by name, names that people can read wher
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
-from vglm.encoder.graph_rings import fused_systems, rings
-from vglm.errors import GraphError
+from vglm.encoder.graph_numbers import whole
+from vglm.encoder.graph_rings import fused_systems
+from vglm.encoder.graph_structure import Structure
 from vglm.graph.graph import Graph
 
 FAMILIES = (
@@ -40,79 +37,10 @@ FAMILIES = (
     "ring systems",
     "whole",
 )
-MAX_NODES = 2_000  # distances and the spectrum cost the square and the cube of it
-MAX_EDGES = 20_000  # chains at a node cost the square of its edges
 _FAR = 12  # longer distances count as this one
 _LONG = 80  # characters: longer names are cut and end in a hash
-_DEGREES = 8
-_SPECTRUM_BINS = 16
-_HEAT = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # times of the heat trace
 Counts = dict[str, dict[str, float]]
 Item = tuple[str, str, tuple[int, ...]]  # family, name, nodes
-
-
-@dataclass(frozen=True)
-class Structure:
-    """A graph as features see it: node types, and who is next to whom by which relation.
-
-    Relations count in both directions alike unless `directed`, when ">" or "<" is a part of their name.
-    """
-
-    types: list[str]
-    links: list[list[tuple[int, str]]]  # per node: (neighbour, relation), a self-loop once
-    relations: list[str]  # of the edges
-    attributes: dict[str, npt.NDArray[np.float64]]  # numeric node attributes, NaN where a node has none
-
-    @classmethod
-    def of(cls, graph: Graph, *, directed: bool = False) -> Structure:
-        """Edges that differ in nothing but attributes are one link; `relations` has all of them.
-
-        Raises GraphError for an empty graph and for one of more than `MAX_NODES` nodes or `MAX_EDGES` edges.
-        """
-        if not 0 < graph.num_nodes <= MAX_NODES:
-            raise GraphError(
-                f"a graph to classify has 1 to {MAX_NODES:,} nodes, this one has {graph.num_nodes:,}: "
-                "take a part of it (Graph.subgraph)"
-            )
-        if graph.num_edges > MAX_EDGES:
-            raise GraphError(
-                f"a graph to classify has at most {MAX_EDGES:,} edges, this one has {graph.num_edges:,}: "
-                "take a part of it (Graph.subgraph)"
-            )
-        columns = graph.columns
-        types = [columns.type_names[code] for code in columns.node_types.tolist()]
-        relations = [columns.relation_names[code] for code in columns.relations.tolist()]
-        links: list[list[tuple[int, str]]] = [[] for _ in types]
-        out, back = (">", "<") if directed else ("", "")
-        edges = zip(columns.sources.tolist(), relations, columns.targets.tolist(), strict=True)
-        for source, relation, target in dict.fromkeys(edges):
-            links[source].append((target, relation + out))
-            if source != target:
-                links[target].append((source, relation + back))
-        return cls(types, links, relations, _numeric_attributes(graph))
-
-    @cached_property
-    def neighbours(self) -> list[set[int]]:
-        """Per node the other nodes next to it."""
-        return [{other for other, _ in links if other != node} for node, links in enumerate(self.links)]
-
-    @cached_property
-    def rings(self) -> list[list[int]]:
-        return rings(self.neighbours)
-
-    @cached_property
-    def distances(self) -> npt.NDArray[np.int16]:
-        """Edges of the shortest path between any two nodes, int16[N, N]; -1 where there is none."""
-        count = len(self.types)
-        found = np.full((count, count), -1, np.int16)
-        for start in range(count):
-            row = found[start]
-            row[start], wave, steps = 0, [start], 0
-            while wave:
-                steps += 1
-                wave = list({other for node in wave for other in self.neighbours[node] if row[other] < 0})
-                row[wave] = steps
-        return found
 
 
 def count(graph: Graph, *, directed: bool = False) -> Counts:
@@ -122,7 +50,7 @@ def count(graph: Graph, *, directed: bool = False) -> Counts:
     for family, name, _ in substructures(structure):
         found[family][name] += 1
     counts: Counts = {family: dict(names) for family, names in found.items()}
-    counts["whole"] = whole(structure, counts)
+    counts["whole"] = whole(structure, counts["ring systems"])
     return counts
 
 
@@ -195,114 +123,6 @@ def _rings(structure: Structure) -> Iterator[Item]:
     for system in fused_systems(found):
         nodes = tuple(sorted({node for ring in system for node in found[ring]}))
         yield "ring systems", f"{min(len(system), 5)} fused rings", nodes
-
-
-def whole(structure: Structure, counts: Counts) -> dict[str, float]:
-    """Numbers of the whole graph, by name."""
-    nodes = len(structure.types)
-    degrees = np.array([len(near) for near in structure.neighbours])
-    links = float(degrees.sum()) / 2
-    values: dict[str, float] = {
-        "nodes": nodes,
-        "links": links,
-        "independent rings": links - nodes,
-        "mean degree": 2 * links / nodes,
-        "density": 2 * links / max(1, nodes * (nodes - 1)),
-        "greatest degree": float(degrees.max()),
-        "spread of degrees": float(degrees.std()),
-        "most rings in a system": max((float(name.split()[0]) for name in counts["ring systems"]), default=0),
-    }
-    for degree, number in enumerate(np.bincount(np.minimum(degrees, _DEGREES), minlength=_DEGREES + 1)):
-        values[f"nodes of degree {degree}"] = float(number)
-        values[f"share of degree {degree}"] = float(number) / nodes
-    for kind, number in Counter(structure.types).items():
-        values[f"number of {kind}"] = number
-        values[f"share of {kind}"] = number / nodes
-    for relation, number in Counter(structure.relations).items():
-        values[f"relation {relation}"] = number
-    for size, number in Counter(len(ring) for ring in structure.rings).items():
-        values[f"rings of {size}"] = number
-    values.update(_pairs(structure, links))
-    values.update(_reach(structure))
-    values.update(_spectrum(structure, degrees))
-    values.update(_attribute_values(structure))
-    return values
-
-
-def _pairs(structure: Structure, links: float) -> dict[str, float]:
-    """Links by the types of their ends, and their shares."""
-    pairs: Counter[tuple[str, str]] = Counter()
-    for node, near in enumerate(structure.neighbours):
-        for other in near:
-            if node < other:
-                one, two = sorted((structure.types[node], structure.types[other]))
-                pairs[one, two] += 1
-    values = {f"links {one} to {two}": float(number) for (one, two), number in pairs.items()}
-    return values | {f"share of {name}": number / links for name, number in values.items()}
-
-
-def _reach(structure: Structure) -> dict[str, float]:
-    distances = structure.distances
-    nodes, found = len(distances), distances[distances > 0]
-    values = {
-        "mean distance": float(found.mean()) if len(found) else 0.0,
-        "greatest distance": float(found.max(initial=0)),
-        "connected": float((distances >= 0).all()),
-    }
-    for length in range(1, 11):
-        values[f"nodes at distance {length}"] = float((found == length).sum()) / nodes
-    return values
-
-
-def _spectrum(structure: Structure, degrees: npt.NDArray[np.int64]) -> dict[str, float]:
-    """Eigenvalues of the normalised Laplacian (a histogram), its heat trace, and triangles."""
-    nodes = len(degrees)
-    adjacency = np.zeros((nodes, nodes))
-    for node, near in enumerate(structure.neighbours):
-        adjacency[node, list(near)] = 1
-    scale = 1 / np.sqrt(np.maximum(degrees, 1))
-    eigenvalues = np.linalg.eigvalsh(np.eye(nodes) - scale[:, None] * adjacency * scale)
-    closed = ((adjacency @ adjacency) * adjacency).sum(1)  # twice the triangles at each node
-    bins = np.linspace(0, 2, _SPECTRUM_BINS + 1)
-    rounded = np.clip(np.round(eigenvalues, 9), 0, 2)  # an eigenvalue at an edge of a bin stays on one side
-    shares = np.histogram(rounded, bins)[0] / nodes
-    values = {f"spectrum {place}": share for place, share in enumerate(shares.tolist())}
-    for time in _HEAT:
-        values[f"heat {time:g}"] = float(np.exp(-time * eigenvalues).mean())
-    values["triangles"] = float(closed.sum()) / 6
-    values["triangles per node"] = values["triangles"] / nodes
-    values["clustering"] = float((closed / np.maximum(degrees * (degrees - 1), 1)).mean())
-    return values
-
-
-def _attribute_values(structure: Structure) -> dict[str, float]:
-    """Sum, mean, greatest and spread of each numeric attribute, of all nodes and of each type's."""
-    values: dict[str, float] = {}
-    kinds = np.array(structure.types)
-    for name, column in structure.attributes.items():
-        groups = [("", column)] + [
-            (f" of {kind}", column[kinds == kind]) for kind in sorted(set(structure.types))
-        ]
-        for suffix, group in groups:
-            known = group[~np.isnan(group)]
-            if len(known):
-                values[f"sum of {name}{suffix}"] = float(known.sum())
-                values[f"mean of {name}{suffix}"] = float(known.mean())
-                values[f"greatest {name}{suffix}"] = float(known.max())
-                values[f"spread of {name}{suffix}"] = float(known.std())
-    return values
-
-
-def _numeric_attributes(graph: Graph) -> dict[str, npt.NDArray[np.float64]]:
-    if not graph.columns.attributes.nbytes:
-        return {}
-    found: dict[str, npt.NDArray[np.float64]] = {}
-    for index, node in enumerate(graph.nodes()):
-        for name, value in node.attributes.items():
-            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-                column = found.setdefault(name, np.full(graph.num_nodes, np.nan))
-                column[index] = value
-    return found
 
 
 def _short(name: str) -> str:
