@@ -22,7 +22,7 @@ import torch
 
 from vglm.errors import ConfigError
 from vglm.train.checkpoint import read_checkpoint, write_checkpoint
-from vglm.train.run import Stopped, TrainingRun, peak_memory
+from vglm.train.run import Stopped, TrainingRun, peak_memory, temporary_folder
 
 STEPS = 60
 
@@ -219,6 +219,19 @@ def test_ctrl_c_in_this_process(tmp_path: Path) -> None:
     again = TrainingRun(tmp_path, {}, seed=0, show=False)
     assert list(again.steps(10)) == [4, 5, 6, 7, 8, 9]
     assert list(again.steps(10)) == []
+
+
+def test_a_training_that_is_not_kept_says_so_when_it_is_stopped() -> None:
+    def train(run: TrainingRun) -> None:
+        for _ in run.steps(10):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with temporary_folder() as folder:
+        run = TrainingRun(folder / "stage", {}, seed=0, show=False)
+        with pytest.raises(Stopped, match=r"stopped after step 1 of 10; not kept: it has no folder"):
+            train(run)
+        run.close()
+    assert not folder.exists()
 
 
 def test_loss_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

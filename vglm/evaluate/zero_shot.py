@@ -6,7 +6,6 @@ training parts of other graphs only; of the graph that it is asked about it is g
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from vglm.train.links import LinkOptions
 from vglm.train.links_data import Scorer, filtered_ranks
 from vglm.train.relational import RelationalSettings, train_relational
 from vglm.train.relational_graphs import TrainingGraph
+from vglm.train.run import temporary_folder
 
 Longs = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -156,8 +156,8 @@ def run(
     """
     names = {name for target, sources in transfers for name in (target, *sources)} | set(supervised)
     sets = {name: DataSet.load(data, name, part) for name in sorted(names)}
-    with tempfile.TemporaryDirectory() as temporary:
-        place = folder or Path(temporary)
+    with temporary_folder() as temporary:
+        place = folder or temporary
         trained = Encoders(sets, settings or RelationalSettings(), seeds, place)
         figures = []
         baselines = {

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +27,8 @@ from vglm.graph.graph import Graph
 from vglm.train.links_complex import ComplexOptions, ComplexStage
 from vglm.train.links_data import KnownAnswers, Longs, Triples, both_directions, filtered_ranks
 from vglm.train.links_mix import fit_mix
-from vglm.train.run import TrainingRun, seed_everything
+from vglm.train.random_states import seed_everything
+from vglm.train.run import TrainingRun, temporary_folder
 from vglm.train.text_links import TextOptions, TextStage
 
 TextVectors = Callable[[Sequence[str]], Float32]
@@ -103,8 +103,8 @@ def train_links(
         data = Triples.from_graph(data)
     options = options or LinkOptions.suited_to(data.num_entities)
     if folder is None:
-        with tempfile.TemporaryDirectory() as temporary:
-            return _Training(data, options, on_progress, Path(temporary)).model(encoder)
+        with temporary_folder() as temporary:
+            return _Training(data, options, on_progress, temporary).model(encoder)
     return _Training(data, options, on_progress, folder).model(encoder)
 
 

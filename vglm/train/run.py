@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import fcntl
 import json
-import math
 import os
-import random
 import resource
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -32,6 +31,10 @@ import torch
 
 from vglm.errors import ConfigError
 from vglm.train.checkpoint import read_checkpoint, write_checkpoint
+from vglm.train.random_states import random_states, seed_everything, set_random_states
+from vglm.train.settings import check_settings
+
+_NOT_KEPT = "not-kept"  # a file that says that the folder is gone when its training has ended
 
 
 class Stopped(KeyboardInterrupt):
@@ -67,7 +70,7 @@ class TrainingRun:
         self._shown: dict[str, str] = {}
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.folder)
-        _check_settings(self.folder / "settings.json", {"seed": seed, **settings})
+        check_settings(self.folder / "settings.json", {"seed": seed, **settings})
         seed_everything(seed)
 
     @property
@@ -106,7 +109,7 @@ class TrainingRun:
                     raise ConfigError(
                         f"{self.checkpoint_path}: it does not fit the part {name}: {error}"
                     ) from error
-            _set_random_states(found["random"])
+            set_random_states(found["random"])
             self.values = found["values"]
             self._seconds_before = found["seconds"]
             step = found["step"]
@@ -154,7 +157,7 @@ class TrainingRun:
             "step": step,
             "seconds": self.seconds,
             "parts": {name: _state(part) for name, part in self._tracked.items()},
-            "random": _random_states(),
+            "random": random_states(),
             "values": self.values,
         }
         write_checkpoint(self.checkpoint_path, content)
@@ -206,7 +209,13 @@ class TrainingRun:
             signal.signal(signal.SIGINT, before)
 
     def _stopped(self, step: int, total: int) -> Stopped:
-        message = f"stopped after step {step:,} of {total:,}; saved. To resume, give the same command again."
+        kept = not any((folder / _NOT_KEPT).exists() for folder in (self.folder, *self.folder.parents))
+        after = (
+            "saved. To resume, give the same command again"
+            if kept
+            else "not kept: it has no folder of its own"
+        )
+        message = f"stopped after step {step:,} of {total:,}; {after}."
         print(message, file=sys.stderr)
         return Stopped(message)
 
@@ -217,11 +226,13 @@ class TrainingRun:
         return tqdm(total=total, initial=done, desc=what, unit="step", disable=hide, dynamic_ncols=True)
 
 
-def seed_everything(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's global random generators."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder for trainings that nobody will resume, gone afterwards; they say so when they are stopped."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / _NOT_KEPT).touch()
+        yield folder
 
 
 def peak_memory() -> int:
@@ -240,43 +251,6 @@ def _lock(folder: Path) -> Any:
     return file
 
 
-def _check_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Write the settings down, or see that they are those of the run that began here."""
-    wanted = json.loads(json.dumps(settings, default=str))
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-        return
-    except ValueError as error:
-        raise ConfigError(f"{path}: not JSON ({error}); remove the folder to begin a new training") from None
-    difference = _difference(found, wanted, "")
-    if difference:
-        raise ConfigError(
-            f"{path.parent} holds a training with other settings: {difference}. Give the same settings to resume it, "
-            "or name another folder"
-        )
-
-
-def _difference(found: Any, wanted: Any, where: str) -> str:
-    """The first field that differs, with both values, or an empty text."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in sorted(found.keys() | wanted.keys()):
-            name = f"{where}.{key}" if where else key
-            difference = _difference(found.get(key, "(none)"), wanted.get(key, "(none)"), name)
-            if difference:
-                return difference
-        return ""
-    same = found == wanted or (_is_nan(found) and _is_nan(wanted))
-    return "" if same else f"{where} was {found}, now {wanted}"
-
-
-def _is_nan(value: object) -> bool:
-    return isinstance(value, float) and math.isnan(value)
-
-
 def _state(part: Any) -> Any:
     if isinstance(part, np.random.Generator):
         return part.bit_generator.state
@@ -290,20 +264,3 @@ def _restore(part: Any, state: Any) -> None:
         part.set_state(state)
     else:
         part.load_state_dict(state)
-
-
-def _random_states() -> dict[str, Any]:
-    version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    return {
-        "python": [version, list(words), gauss],
-        "numpy": [name, keys, position, has_gauss, cached],
-        "torch": torch.get_rng_state(),
-    }
-
-
-def _set_random_states(states: dict[str, Any]) -> None:
-    version, words, gauss = states["python"]
-    random.setstate((version, tuple(words), gauss))
-    np.random.set_state(tuple(states["numpy"]))
-    torch.set_rng_state(states["torch"])
