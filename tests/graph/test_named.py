@@ -34,12 +34,12 @@ def said(question: str, *named: str, graph: Graph | None = None) -> str:
 @pytest.mark.parametrize(
     ("question", "named", "expected"),
     [
-        ("Who owns Beta?", "b", "Acme owns Beta; Beta owns Gamma."),
-        ("Who directs Acme?", "a", "Ann directorOf Acme; Acme located in Zurich; Acme owns Beta."),
-        ("Where is Acme located?", "a", "Acme located in Zurich; Acme owns Beta; Ann directorOf Acme."),
+        ("Who owns Beta?", "b", "Beta is a company; Acme owns Beta; Beta owns Gamma."),
+        ("Who directs Acme?", "a", "Acme is a company; Ann directorOf Acme; Acme located in Zurich; Acme owns Beta."),
+        ("Where is Acme located?", "a", "Acme is a company; Acme located in Zurich; Acme owns Beta; Ann directorOf Acme."),
         ("Does Acme own Beta?", "ab", "Acme owns Beta; Beta owns Gamma; Acme located in Zurich; Ann directorOf Acme."),
         ("Does Ann own Gamma?", "pg", "no edge joins Ann and Gamma; Beta owns Gamma; Ann directorOf Acme; Acme owns Beta."),
-        ("What lies in Zurich?", "z", "Acme located in Zurich."),
+        ("What lies in Zurich?", "z", "Zurich is a city; Acme located in Zurich."),
         ("What is it?", "", ""),
         ("How many companies are there?", "", "3 company: Acme, Beta, Gamma."),
         ("Which people and cities are there?", "", "1 city: Zurich. 1 person: Ann."),
@@ -56,7 +56,7 @@ def test_one_step_further_along_what_is_asked_for() -> None:
 
 def test_an_entity_without_edges() -> None:
     graph = Graph.from_dict({"nodes": [{"id": "x", "name": "Lonely"}], "edges": []})
-    assert said("What does Lonely own?", "x", graph=graph) == "Lonely has no edges."
+    assert said("What does Lonely own?", "x", graph=graph) == "no edges."
 
 
 def test_the_order_of_the_graph_makes_no_difference() -> None:
@@ -79,7 +79,7 @@ def test_hubs_and_large_kinds_are_cut() -> None:
     edges.append({"source": "n7", "relation": "built by", "target": "n0"})
     graph = Graph.from_dict({"nodes": nodes, "edges": edges})
     line = said("Who built thing 0000?", "n0", graph=graph)
-    assert line.startswith("thing 0007 built by thing 0000; ")
+    assert line.startswith("thing 0000 is a thing; thing 0007 built by thing 0000; ")
     assert line.count(" likes ") == MOST_EDGES - 1
     assert line.endswith(f"; and {3_000 - MOST_EDGES:,} more.")
     line = said("Which things are there?", graph=graph)

@@ -54,8 +54,9 @@ def named_facts(graph: Graph, nodes: Sequence[int], question: str) -> str:
     also one step further. Empty if there is nothing to say.
 
     >>> edge = {"source": "a", "relation": "owns", "target": "b"}
-    >>> named_facts(Graph.from_dict({"nodes": [{"id": "a"}, {"id": "b"}], "edges": [edge]}), [0], "What does a own?")
-    'a owns b.'
+    >>> nodes = [{"id": "a", "type": "firm"}, {"id": "b"}]
+    >>> named_facts(Graph.from_dict({"nodes": nodes, "edges": [edge]}), [0], "What does a own?")
+    'a is a firm; a owns b.'
     """
     if not nodes:
         return _kinds(graph, question)
@@ -71,14 +72,16 @@ def named_facts(graph: Graph, nodes: Sequence[int], question: str) -> str:
 
     chosen = sorted(_looked_at(graph, own, relevant), key=rank)[:MOST_EDGES]
     said = [_words(graph, records, edge) for edge in chosen]
+    if len(named) == 1 and (kind := one_line(columns.type_names[columns.node_types[nodes[0]]])):
+        said.insert(0, f"{records.short_name(nodes[0])} is a {kind}")
     if len(named) == 2 and (not chosen or rank(chosen[0])[0] > -2):
         said.insert(0, f"no edge joins {' and '.join(records.short_name(node) for node in nodes)}")
     if len(chosen) < MOST_EDGES:
         further = _further(graph, chosen, relevant, named) - set(chosen)
         said += sorted(_words(graph, records, edge) for edge in further)[: MOST_EDGES - len(chosen)]
     left = len(own) - len(chosen)
-    if not said:
-        return f"{records.short_name(nodes[0])} has no edges."
+    if not len(own):
+        said.append("no edges")
     return "; ".join(said) + (f"; and {left:,} more." if left else ".")
 
 

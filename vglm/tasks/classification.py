@@ -44,7 +44,7 @@ def classification_task(
         source = GraphQuery(graph, (entity,), hops, budget)
         what = Records(graph, shared_names=linker(graph).shared_names).short_name(node)
     asks = question if question is not None else QUESTION.format(what=what)
-    asked = asking.question(label_question(asks, texts), source, mode=graph_mode, named=False)
+    asked = asking.question(label_question(asks, texts), source, mode=graph_mode, named=entity is not None)
     named = [Named(label, label) for label in labels or ()]
     return ranking_task(asking, asked, named, texts, len(texts), temperature)
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from vglm.train.data.world import PLURALS, TRAINED, Relation, World, random_world
+from vglm.tasks.classification import QUESTION as LABEL_QUESTION
+from vglm.tasks.classification import label_question
+from vglm.train.data.world import ALL_KINDS, PLURALS, TOPICS, TRAINED, Relation, World, random_world
 from vglm.train.samples import Sample, Turn
 
 NOT_SAID = "The graph does not say."
@@ -116,7 +119,9 @@ def _count(world: World, rng: random.Random) -> Turn | None:
     if rng.random() < 0.5:
         source = rng.choice(pairs)[0]
         names = _targets(world, relation, source)
-        question = f"{rng.choice(relation.forward).format(s=world.names[source])} How many are there?"
+        asked = rng.choice(relation.forward).format(s=world.names[source])
+        first, _, rest = asked.partition(" ")
+        question = f"How many {rest}" if first == "Which" else f"{asked} How many are there?"
     elif world.typed:
         kind, names = _all_of_a_kind(world, rng)
         question = f"How many {kind} are in the graph?"
@@ -153,7 +158,32 @@ def _two_hops(world: World, rng: random.Random) -> Turn | None:
     return _list(rng.choice(second.forward).format(s=described), _targets(world, second, source))
 
 
+def _label_of_entity(world: World, rng: random.Random) -> Turn:
+    """What an entity is, as `LLM.classify` asks."""
+    node = rng.choice(list(world.names))
+    right = world.kinds[node]
+    words = rng.choice((LABEL_QUESTION, LABEL_QUESTION, "What kind of entity is {what}?", "What is {what}?"))
+    return _label(words.format(what=world.names[node]), right, sorted(ALL_KINDS), rng)
+
+
+def _label_of_graph(world: World, rng: random.Random) -> Turn | None:
+    """What a graph is about, where its edges are all about one thing."""
+    topics = {topic for relation in world.edges if (topic := TOPICS.get(relation.source))}
+    if len(topics) != 1:
+        return None
+    words = rng.choice((LABEL_QUESTION.format(what="the graph"), "What is the graph about?"))
+    return replace(_label(words, topics.pop(), sorted(set(TOPICS.values())), rng), named=False)
+
+
+def _label(question: str, right: str, known: Sequence[str], rng: random.Random) -> Turn:
+    wrong = [label for label in known if label != right]
+    labels = [right, *rng.sample(wrong, rng.randint(1, min(4, len(wrong))))]
+    rng.shuffle(labels)
+    return Turn(label_question(question, labels), right)
+
+
 _KINDS: tuple[Callable[[World, random.Random], Turn | None], ...] = (
     *(_forward, _forward, _backward, _backward, _anything, _anything),
     *(_so, _so, _so, _count, _of_kind, _two_hops, _two_hops),
+    *(_label_of_entity, _label_of_entity, _label_of_graph),
 )

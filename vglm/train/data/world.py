@@ -46,6 +46,8 @@ class Relation:
 _RELATIONS = [Relation(**line) for line in _DATA["relations"]]
 TRAINED = [relation for relation in _RELATIONS if not relation.held_out]
 HELD_OUT = [relation for relation in _RELATIONS if relation.held_out]
+ALL_KINDS = {kind for relation in _RELATIONS for kind in (relation.source, relation.target)}
+TOPICS: dict[str, str] = _DATA["topics"]  # by the kind that edges start from
 
 
 @dataclass(frozen=True, slots=True)
