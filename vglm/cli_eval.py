@@ -89,7 +89,7 @@ def evaluate(
             raise ConfigError(f"--{option} is for {', '.join(ONLY[option])}, and none of them is evaluated")
     check_writable(json_)
     check_writable(samples, "--samples")
-    given = {"model": model, "base": base, "seeds": seeds, "texts": text, "samples": samples}
+    given: dict[str, Any] = {"model": model, "base": base, "seeds": seeds, "texts": text, "samples": samples}
     given["dtypes"] = parse_dtypes(dtype) if dtype else None
     _run(list(tasks or []), data, given, json_)
 
