@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from tests.encoder.disease_graphs import random_hpo, term
 from vglm.encoder import disease_ranker
 from vglm.encoder.disease_candidates import candidates_of, screen
+from vglm.encoder.disease_features import TWIN, WHOLE
 from vglm.encoder.disease_index import KEPT_FILES, disease_index
 from vglm.encoder.disease_pooling import ABSENT, BASIS, EXTREMES, POOLED, pooled
 from vglm.encoder.disease_ranker import PRIOR, DiseaseModel, Weights
@@ -35,7 +37,8 @@ def weights(seed: int = 0) -> Weights:
         "prior": random.standard_normal(len(PRIOR)),
         "calibration": [1.5, 0.8],
     }
-    return Weights(**{name: np.array(value, np.float32) for name, value in values.items()})
+    arrays = {name: np.array(value, np.float32) for name, value in values.items()}
+    return Weights(**arrays, genes=np.array([[1, 5], [2, 5]], np.int32))
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +95,8 @@ def test_diseases_beyond_the_candidates_follow_in_the_order_of_the_screening(
     screening = screen(
         index, np.array(sorted(graph.index_of(f) for f in FINDINGS), np.int32), np.zeros(0, np.int32)
     )
-    order = np.argsort(-(screening.scores + 0.3 * screening.around), kind="stable")
+    published = index.properties.values[:, 7] > 0
+    order = np.argsort(-(screening.scores + 0.3 * screening.around + 5 * published), kind="stable")
     expected = [graph.id_of(int(index.ranking.diseases[row])) for row in order]
     assert {c.id for c in found[:7]} == set(expected[:7])
     assert [c.id for c in found[7:]] == expected[7:]
@@ -203,6 +207,11 @@ def test_bad_files(tmp_path: Path) -> None:
     path.write_bytes(raw.replace(b"mean best log lift", b"mean worst log lif"))
     with pytest.raises(ModelError, match="other inputs"):
         DiseaseModel.load(path)
+    damaged: list[Any] = [np.zeros((3, 3), np.int32), np.zeros((3, 2), np.float32), np.zeros(4, np.int32)]
+    for genes in damaged:
+        replace(weights(), genes=genes).save(path)
+        with pytest.raises(ModelError, match="int32 pairs"):
+            DiseaseModel.load(path)
     replace(weights(), match=np.full(len(POOLED), np.nan, np.float32)).save(path)
     with pytest.raises(ModelError, match="finite tensor 'match'"):
         DiseaseModel.load(path)
@@ -233,4 +242,6 @@ def test_names_of_the_inputs_are_their_places(graph: Graph) -> None:
     np.testing.assert_array_equal(x["likelihood"], screening.scores[:5])
     assert (x["spread of log lift"] == 0).all()
     assert all((x[f"sum absent {name}"] == 0).all() for name in ABSENT)
-    assert len(POOLED) == len(set(POOLED)) == 2 * len(BASIS) + len(EXTREMES) + 2 * len(ABSENT) + 14
+    assert len(POOLED) == len(set(POOLED)) == features.shape[1]
+    parts = 2 * (len(BASIS) + len(ABSENT) + len(TWIN)) + len(EXTREMES) + len(WHOLE) + 1
+    assert len(POOLED) == parts

@@ -29,7 +29,10 @@ def test_every_case_is_ranked_once_by_every_system(hpo: HPO) -> None:  # noqa: F
 
 def test_means_by_case_and_by_disease() -> None:
     cases = [Case(disease, False, frozenset(), [], []) for disease in "aaab"]
-    shown = figures(Validated(cases, {OURS: np.array([1, 1, 1, 10.0])}, np.ones(2, np.float32), []), "a note")
+    places = {OURS: np.array([1, 1, 1, 10.0])}
+    shown = figures(
+        Validated(cases, places, np.ones(2, np.float32), [], np.zeros((0, 2), np.int32)), "a note"
+    )
     assert {one.note for one in shown} == {f"{NOTE}; a note"}
     found = {(f.data, f.metric): f for f in shown}
     assert found["by case", "Top-1"].value == 0.75

@@ -10,8 +10,11 @@ import pytest
 pytest.importorskip("torch")
 
 from tests.encoder.disease_graphs import random_hpo, term
-from vglm.encoder.disease_candidates import candidates_of, screen
+from vglm.encoder.disease_candidates import DiseaseIndex, candidates_of, screen
+from vglm.encoder.disease_features import TWIN
+from vglm.encoder.disease_genes import code
 from vglm.encoder.disease_index import disease_index
+from vglm.encoder.disease_pooling import POOLED
 from vglm.encoder.disease_ranker import DiseaseModel, Weights
 from vglm.errors import ConfigError
 from vglm.graph.graph import Graph
@@ -20,6 +23,7 @@ from vglm.graph.ranking import DiseaseRanker
 from vglm.train import disease_examples, disease_ranking
 from vglm.train.disease_cases import Case, fair_edges, family_keys, folds, read_cases, series
 from vglm.train.disease_examples import example, thinned
+from vglm.train.disease_genes import gene_table
 from vglm.train.disease_ranking import calibrate, choose_cases, fit, score
 
 DISEASES = 40
@@ -182,6 +186,48 @@ def test_a_cited_case_sees_only_what_is_left(hpo: HPO) -> None:
     assert unrelated is not None
     assert same is not None
     np.testing.assert_allclose(unrelated.features, same.features, atol=1e-3)
+
+
+def test_a_twin_that_cites_the_patient_s_paper_says_nothing(hpo: HPO) -> None:
+    data = hpo.graph.to_dict()
+    data["nodes"] = [n | {"id": "ORPHA:2"} if n["id"] == "OMIM:2" else n for n in data["nodes"]]
+    data["edges"] = [e | {"source": "ORPHA:2"} if e["source"] == "OMIM:2" else e for e in data["edges"]]
+    graph = Graph.from_dict(data)
+    moved = HPO(graph, DiseaseRanker(graph), "random", {}, {})
+    genes = np.array([[code("OMIM:1"), 7], [code("ORPHA:2"), 7]], np.int32)
+    index = disease_index(graph).with_genes(graph, genes)
+    edges = graph.edges_of("ORPHA:2", "out", "has phenotype")
+    findings = [edge.target for edge in edges]
+    (paper,) = edges[0].attributes["references"][:1]
+
+    def features(papers: set[str], of: DiseaseIndex) -> np.ndarray:
+        found = example(moved, of, Case("OMIM:1", False, frozenset(papers), findings, []))
+        assert found is not None
+        return found.features[0, POOLED.index("mean log lift of twins") :]
+
+    without = features({"PMID:x"}, disease_index(graph))
+    assert (features({paper, "PMID:x"}, index)[: len(TWIN)] == without[: len(TWIN)]).all()
+    assert features({paper}, index)[-1] == 0
+    assert features({"PMID:x"}, index)[0] > without[0]
+    assert features({"PMID:x"}, index)[-1] == 1
+
+
+def test_the_table_of_genes(tmp_path: Path) -> None:
+    path = tmp_path / "genes.txt"
+    rows = [(5, "OMIM:1"), (3, "OMIM:1"), (3, "OMIM:1"), (3, "ORPHA:2"), (9, "MONDO:1")]
+    rows += [(gene, "OMIM:3") for gene in (1, 2, 3)]
+    lines = ["header", *(f"{gene}\tG\tHP:1\tx\t-\t{disease}" for gene, disease in rows)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    found = gene_table(path)
+    assert found.dtype == np.int32
+    assert found.tolist() == [[code("OMIM:1"), 3], [code("OMIM:1"), 5], [code("ORPHA:2"), 3]]
+    assert gene_table(None).shape == gene_table(tmp_path / "none").shape == (0, 2)
+    path.write_text("header\n1\tG\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="line 2: expected ncbi_gene_id"):
+        gene_table(path)
+    path.write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        gene_table(path)
 
 
 def test_a_disease_without_annotations_is_no_example(hpo: HPO) -> None:

@@ -9,7 +9,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from vglm.encoder.disease_properties import Properties, properties
+from vglm.encoder.disease_genes import twins
+from vglm.encoder.disease_properties import NAMES, Properties, properties
 from vglm.encoder.disease_vectors import DiseaseVectors, nearest
 from vglm.encoder.products import times_vector
 from vglm.graph.annotations import Annotations
@@ -27,20 +28,29 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 
 AROUND_WEIGHT = 0.3  # of what a disease's neighbours score, beside its own score
+PUBLISHED_WEIGHT = 5.0  # nats, of a disease whose patients are published, when candidates are chosen
+_PAPERS = NAMES.index("log papers")
 
 
 @dataclass(frozen=True)
 class DiseaseIndex:
-    """What is known about the diseases of a graph before a patient comes."""
+    """What is known about the diseases of a graph before a patient comes; `twins` int32[D, T] as `disease_genes.twins` gives
+    them."""
 
     ranking: RankingIndex
     properties: Properties
     vectors: DiseaseVectors
+    twins: Ints
 
     @classmethod
     def build(cls, graph: Graph, ranking: RankingIndex) -> DiseaseIndex:
         edges = np.flatnonzero(np.isin(graph.columns.sources, ranking.diseases))
-        return cls(ranking, properties(graph, ranking.diseases, edges), DiseaseVectors.build(ranking))
+        stated = properties(graph, ranking.diseases, edges)
+        return cls(ranking, stated, DiseaseVectors.build(ranking), no_twins(len(ranking.diseases)))
+
+    def with_genes(self, graph: Graph, genes: Ints) -> DiseaseIndex:
+        """The index with the twins that a table of genes gives, int32[P, 2]."""
+        return replace(self, twins=twins(graph, self.ranking.diseases, genes))
 
     @cached_property
     def breadth(self) -> Floats:
@@ -94,7 +104,7 @@ def screen(index: DiseaseIndex, findings: Ints, excluded: Ints) -> Screening:
 class Candidates:
     """K diseases, each with at least one annotation: these as CSR (`starts` int64[K + 1], `terms` int32[A], `frequencies`
     float32[A]), the first `scores` and those `around` them float32[K], `neighbours` int32[K, k] as rows of the index with
-    `weights`, `vectors` float32[K, W], and `properties`."""
+    `weights`, `vectors` float32[K, W], `properties`, and `twins` int32[K, T] as rows of the index."""
 
     starts: npt.NDArray[np.int64]
     terms: Ints
@@ -105,6 +115,7 @@ class Candidates:
     weights: Floats
     vectors: Floats
     properties: Properties
+    twins: Ints
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -132,6 +143,7 @@ def candidates_of(index: DiseaseIndex, screening: Screening, rows: npt.NDArray[n
         vectors.weights[rows],
         vectors.diseases[rows],
         Properties(index.properties.values[rows], index.properties.onset[rows]),
+        index.twins[rows],
     )
 
 
@@ -171,6 +183,26 @@ def with_first(
         properties=Properties(values, onset),
         **arrays,
     )
+
+
+def no_twins(diseases: int) -> Ints:
+    """Of diseases of which no gene is known, int32[D, 0]."""
+    return np.zeros((diseases, 0), np.int32)
+
+
+def first_score(scores: Floats, around: Floats) -> Floats:
+    """A disease's own score of the screening and, less, that of its neighbours."""
+    return scores + AROUND_WEIGHT * around
+
+
+def selection(first: Floats, properties: Floats) -> Floats:
+    """By what candidates are chosen: the first score, and whether patients are published; float32[K]."""
+    return first + PUBLISHED_WEIGHT * published(properties)
+
+
+def published(properties: Floats) -> Floats:
+    """1 for diseases of which a paper is cited, else 0: float32[K], from properties float32[K, len(NAMES)]."""
+    return (properties[:, _PAPERS] > 0).astype(np.float32)
 
 
 def _profile(ranking: RankingIndex, known: Annotations) -> tuple[Ints, Floats]:

@@ -22,6 +22,7 @@ MATCH = (
     "shared ancestors",
 )
 AROUND = ("log lift around", "best log lift around")
+TWIN = ("log lift of twins", "twins above own")
 _NONE = 99.0  # above every information content
 WHOLE = (
     *("likelihood", "Resnik", "behind the best", "log findings", "explained frequency"),
@@ -173,6 +174,22 @@ def around(screening: Screening, candidates: Candidates) -> Floats:
     lifts = screening.log_lifts[:, candidates.neighbours]  # [n, K, k]
     mean = np.einsum("nkj,kj->nk", lifts, candidates.weights)
     return np.stack([mean, lifts.max(axis=2, initial=np.log(NOISE))], axis=2)
+
+
+def of_twins(screening: Screening, candidates: Candidates, own: Floats) -> Floats:
+    """What the entries that share a gene with each candidate say about each finding, beside the candidate's own log lift
+    float32[n, K]: float32[n, K, len(TWIN)]. Without any, that of a finding that has nothing to do with the disease."""
+    out = np.zeros((*own.shape, len(TWIN)), np.float32)
+    out[:, :, 0] = np.log(NOISE)
+    some = np.flatnonzero((candidates.twins >= 0).any(axis=1)) if candidates.twins.shape[1] else ()
+    if len(some) == 0:
+        return out
+    rows, own = candidates.twins[some], own[:, some]
+    known = rows >= 0
+    lifts = screening.log_lifts[:, np.maximum(rows, 0)]  # [n, some, T]
+    best = np.where(known, lifts, -np.inf).max(axis=2)
+    out[:, some] = np.stack((best, np.maximum(best - own, 0)), axis=2)
+    return out
 
 
 def whole(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vglm.encoder.disease_candidates import DiseaseIndex
+from vglm.encoder.disease_candidates import DiseaseIndex, no_twins
 from vglm.encoder.disease_properties import Properties
 from vglm.encoder.disease_vectors import DiseaseVectors
 from vglm.graph import cache
@@ -83,4 +83,5 @@ def from_arrays(arrays: cache.Arrays) -> DiseaseIndex:
         return {key.split(".")[1]: array for key, array in arrays.items() if key.startswith(f"{name}.")}
 
     ranking = RankingIndex.from_arrays(arrays)
-    return DiseaseIndex(ranking, Properties(**part("properties")), DiseaseVectors(**part("vectors")))
+    twins = no_twins(len(ranking.diseases))  # a model knows them, a graph does not
+    return DiseaseIndex(ranking, Properties(**part("properties")), DiseaseVectors(**part("vectors")), twins)

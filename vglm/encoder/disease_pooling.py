@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vglm.encoder.disease_candidates import Candidates, DiseaseIndex, Screening
-from vglm.encoder.disease_features import MATCH, WHOLE, around, match, share, whole
+from vglm.encoder.disease_features import MATCH, TWIN, WHOLE, around, match, of_twins, share, whole
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
@@ -43,6 +43,9 @@ POOLED = (
     *(f"sum absent {name}" for name in ABSENT),
     *(f"mean absent {name}" for name in ABSENT),
     *WHOLE,
+    *(f"mean {name}" for name in TWIN),
+    *(f"sum {name}" for name in TWIN),
+    "twins",
 )
 _ABSENT_COLUMNS = [MATCH.index(name) for name in ABSENT]
 
@@ -63,6 +66,7 @@ def pooled(
     extremes = (lift.min(axis=0), part.min(axis=0), lift.max(axis=0), exact.max(axis=0), lift.std(axis=0))
     absent = match(index.ranking, candidates, shared, excluded)[:, :, _ABSENT_COLUMNS]
     against = absent.sum(axis=0)
+    twins = of_twins(screening, candidates, matches[:, :, 0]).sum(axis=0)
     parts = (
         total / len(findings),
         total / np.sqrt(np.float32(len(findings))),
@@ -70,6 +74,9 @@ def pooled(
         against / ABSENT_SCALE,
         against / max(len(absent), 1),
         whole(index.ranking, candidates, matches, shared, screening),
+        twins / len(findings),
+        twins / np.sqrt(np.float32(len(findings))),
+        (candidates.twins >= 0).any(axis=1, keepdims=True),
     )
     return np.concatenate(parts, axis=1, dtype=np.float32)
 

@@ -5,14 +5,15 @@
 
 The likelihood method and the graph encoder's neighbours score every disease (`screen`); the best `CANDIDATES` are then
 scored by a log-linear model over all that is known about each match (`pooled`), trained on published patients to give the
-true disease a high share among all candidates (conditional logit, McFadden 1974). Nothing is stored about any disease:
-the features come from the graph that is given, so it may have been edited."""
+true disease a high share among all candidates (conditional logit, McFadden 1974). Nothing is stored about the phenotypes of
+any disease, only which diseases have which gene (`disease_genes`): the features come from the graph that is given, so it may
+have been edited."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +22,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vglm.encoder.disease_candidates import (
-    AROUND_WEIGHT,
     Candidates,
     DiseaseIndex,
     Screening,
     candidates_of,
+    first_score,
+    published,
     screen,
+    selection,
 )
 from vglm.encoder.disease_index import disease_index
 from vglm.encoder.disease_pooling import POOLED, pooled
-from vglm.encoder.disease_properties import NAMES
 from vglm.encoder.products import times_vector
 from vglm.errors import ModelError
+from vglm.graph.derived import once_per_graph
 from vglm.graph.evidence import Candidate
 from vglm.graph.graph import Graph
 from vglm.graph.ranking import DiseaseRanker
@@ -40,17 +43,17 @@ from vglm.graph.ranking import DiseaseRanker
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 
-FORMAT = "vglm disease ranker 1"
+FORMAT = "vglm disease ranker 2"
 CANDIDATES = 400  # that are scored in full; the others keep the order of the screening, below them
 CLIP = 5.0  # standard deviations: a feature that is far out of what was trained says no more
 PRIOR = ("published",)  # a study of patients with the disease is cited
-_PAPERS = NAMES.index("log papers")
 
 
 @dataclass(frozen=True)
 class Weights:
     """`mean`, `scale`, `match` float32[len(POOLED)]; `screening` float32[1]; `prior` float32[len(PRIOR)];
-    `calibration` float32[2]: the temperature of the scores, and how often the true disease is a candidate at all."""
+    `calibration` float32[2]: the temperature of the scores, and how often the true disease is a candidate at all; `genes`
+    int32[P, 2]: pairs of a disease's code and the number of its gene."""
 
     mean: Floats
     scale: Floats
@@ -58,6 +61,7 @@ class Weights:
     screening: Floats
     prior: Floats
     calibration: Floats
+    genes: Ints = field(default_factory=lambda: np.zeros((0, 2), np.int32))
 
     def save(self, path: str | Path) -> None:
         """Writes them as safetensors, with the names of the inputs."""
@@ -71,6 +75,7 @@ class DiseaseModel:
     def __init__(self, weights: Weights, cache_dir: Path | None = None) -> None:
         self.weights = weights
         self.cache_dir = cache_dir
+        self._index = once_per_graph(self._with_genes)
 
     @classmethod
     def load(cls, path: str | Path, cache_dir: str | Path | None = None) -> DiseaseModel:
@@ -91,11 +96,17 @@ class DiseaseModel:
                 f"{path}: was trained on other inputs than this version of vGLM computes; update both"
             )
         sizes = {"screening": 1, "prior": len(PRIOR), "calibration": 2}
-        for name in Weights.__dataclass_fields__:
+        pairs = tensors.get("genes")
+        if pairs is None or pairs.dtype != np.int32 or pairs.ndim != 2 or pairs.shape[1] != 2:
+            raise ModelError(f"{path}: damaged: expected a tensor 'genes' of int32 pairs")
+        for name in set(Weights.__dataclass_fields__) - {"genes"}:
             shape = (sizes.get(name, len(POOLED)),)
             if name not in tensors or tensors[name].shape != shape or not np.isfinite(tensors[name]).all():
                 raise ModelError(f"{path}: damaged: expected a finite tensor {name!r} of shape {shape}")
         return cls(Weights(**tensors), None if cache_dir is None else Path(cache_dir))
+
+    def _with_genes(self, graph: Graph) -> DiseaseIndex:
+        return disease_index(graph, self.cache_dir).with_genes(graph, self.weights.genes)
 
     def rank(
         self,
@@ -111,12 +122,14 @@ class DiseaseModel:
         patient like those of the training. Raises GraphError as `DiseaseRanker.rank` does. The first call on a graph
         computes its index: some seconds for the whole ontology, or half a second from `cache_dir`.
         """
-        index = disease_index(graph, self.cache_dir)
+        index = self._index(graph)
         ranker = DiseaseRanker(graph, index.ranking)
         present, absent = ranker.checked(findings, excluded)
         nodes, missing = np.array(present, np.int32), np.array(absent, np.int32)
         screening = screen(index, nodes, missing)
         total = first_score(screening.scores, screening.around)
+        if prior:
+            total = selection(total, index.properties.values)
         rows, rest = best_first(total, max(0, top))
         candidates = candidates_of(index, screening, rows)
         scores = self.score(index, screening, candidates, nodes, missing, prior)
@@ -172,11 +185,6 @@ def best_first(total: Floats, top: int) -> tuple[Ints, Ints]:
     return ordered[:CANDIDATES], ordered[CANDIDATES:top]
 
 
-def first_score(scores: Floats, around: Floats) -> Floats:
-    """A disease's own score of the screening and, less, that of its neighbours."""
-    return scores + AROUND_WEIGHT * around
-
-
 def documentation(properties: Floats) -> Floats:
     """The inputs of the prior, float32[K, len(PRIOR)], from properties float32[K, len(NAMES)]."""
-    return (properties[:, [_PAPERS]] > 0).astype(np.float32)
+    return published(properties)[:, None]

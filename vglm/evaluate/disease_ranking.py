@@ -3,8 +3,9 @@
 Five folds over diseases: each case is ranked by a model that was trained on the other folds. Diseases with a gene or a named
 series in common are in one fold. Only "uncited" cases are scored (vglm/train/disease_cases.py says why). Cohorts are
 very unequal (one disease has 462 of 2,354 cases), so means over diseases are given beside means over cases, and intervals
-come from drawing diseases anew, not cases. The inputs of the model and of its prior were chosen while looking at these
-cases: no fold was trained on its own diseases, but the choice saw all of them, so expect some optimism."""
+come from drawing diseases anew, not cases. "Without prior" ranks candidates that were chosen with it. The inputs of the
+model and of its prior were chosen while looking at these cases: no fold was trained on its own diseases, but the choice saw
+all of them, so expect some optimism."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from vglm.encoder.disease_candidates import DiseaseIndex
 from vglm.encoder.disease_index import disease_index
 from vglm.encoder.disease_ranker import CANDIDATES, Weights
 from vglm.errors import ConfigError
@@ -23,6 +25,7 @@ from vglm.evaluate.report import OURS, RESAMPLES, Figure
 from vglm.graph.hpo import HPO, load_hpo
 from vglm.train.disease_cases import PATIENTS, Case, family_keys, folds, read_cases
 from vglm.train.disease_examples import Example, example, thinned
+from vglm.train.disease_genes import gene_table
 from vglm.train.disease_ranking import calibrate, choose_cases, fit, score
 
 FOLDS = 5
@@ -54,16 +57,17 @@ def run(data: Path, hpo_directory: Path | None = None, limit: int | None = None)
 @dataclass(frozen=True)
 class Validated:
     """N uncited cases: the `places` float64[N] of the true disease by each system, and the calibration of the model,
-    float32[2], by all of them; `training` are the thinned examples of all folds."""
+    float32[2], by all of them; `training` are the thinned examples of all folds, `genes` int32[P, 2] the table of genes."""
 
     cases: list[Case]
     places: dict[str, Floats]
     calibration: npt.NDArray[np.float32]
     training: list[Example]
+    genes: npt.NDArray[np.int32]
 
     def train(self) -> Weights:
         """The weights to ship: trained on all folds, and calibrated."""
-        return replace(fit(self.training), calibration=self.calibration)
+        return replace(fit(self.training), calibration=self.calibration, genes=self.genes)
 
 
 def cross_validate(
@@ -71,7 +75,9 @@ def cross_validate(
 ) -> Validated:
     """Ranks every uncited case by a model that was trained on the other folds; raises ConfigError when there is none."""
     fold_of = folds([case.disease for case in cases], family_keys(hpo, cases, genes), FOLDS, seed)
-    training, tested = _examples(hpo, cases, seed, cache_dir)
+    table = gene_table(genes)
+    index = disease_index(hpo.graph, cache_dir).with_genes(hpo.graph, table)
+    training, tested = _examples(hpo, index, cases, seed)
     if not tested:
         raise ConfigError("no published case whose papers its disease does not cite: nothing to evaluate")
     tested.sort(key=lambda e: fold_of[e.case.disease])
@@ -86,14 +92,14 @@ def cross_validate(
     ranked = [e.case for e in tested]
     inside = [e.places["screening"] <= CANDIDATES for e in tested]
     calibration = calibrate(list(zip(scores, inside, _disease_weights(ranked).tolist(), strict=True)))
-    return Validated(ranked, {name: np.array(found) for name, found in places.items()}, calibration, training)
+    by_system = {name: np.array(found) for name, found in places.items()}
+    return Validated(ranked, by_system, calibration, training, table)
 
 
 def _examples(
-    hpo: HPO, cases: Sequence[Case], seed: int, cache_dir: Path | None
+    hpo: HPO, index: DiseaseIndex, cases: Sequence[Case], seed: int
 ) -> tuple[list[Example], list[Example]]:
     """Thinned examples to train on, and whole ones of the uncited cases to test."""
-    index = disease_index(hpo.graph, cache_dir)
     random = np.random.default_rng(seed)
     chosen = {id(case) for case in choose_cases(cases, seed)}
     training: list[Example] = []

@@ -22,6 +22,7 @@ from vglm.errors import ConfigError, GraphError
 from vglm.graph.graph import Graph
 from vglm.graph.hpo import HPO
 from vglm.graph.limits import shown
+from vglm.train.disease_genes import gene_pairs
 
 PATIENTS = Path("phenopackets/patients.jsonl.gz")
 _LEVEL = r"[\s,]*(type\s+)?(\d+[A-Z]{0,2}|[IVX]+[A-Z]?)$"
@@ -171,10 +172,9 @@ def family_keys(hpo: HPO, cases: Iterable[Case], genes_file: Path | None) -> dic
         keys.setdefault(case.disease, {f"series {series(hpo.graph.name_of(case.disease))}"})
         keys[case.disease] |= {f"gene {gene}" for gene in case.genes}
     if genes_file is not None and genes_file.is_file():
-        for line in genes_file.read_text(encoding="utf-8").splitlines()[1:]:
-            fields = line.split("\t")
-            if fields[-1] in keys:
-                keys[fields[-1]].add(f"gene {fields[1]}")
+        for _, symbol, disease in gene_pairs(genes_file):
+            if disease in keys:
+                keys[disease].add(f"gene {symbol}")
     return {disease: frozenset(own) for disease, own in keys.items()}
 
 

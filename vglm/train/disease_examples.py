@@ -10,12 +10,15 @@ import numpy.typing as npt
 from vglm.encoder.disease_candidates import (
     DiseaseIndex,
     candidates_of,
+    first_score,
     screen,
+    selection,
     with_first,
 )
+from vglm.encoder.disease_genes import UNKNOWN
 from vglm.encoder.disease_pooling import pooled
 from vglm.encoder.disease_properties import properties
-from vglm.encoder.disease_ranker import CANDIDATES, documentation, first_score
+from vglm.encoder.disease_ranker import CANDIDATES, documentation
 from vglm.graph.annotations import Annotations
 from vglm.graph.hpo import HPO
 from vglm.train.disease_cases import Case, fair_edges
@@ -62,8 +65,8 @@ def example(hpo: HPO, index: DiseaseIndex, case: Case, resnik: bool = False) -> 
     own = candidates_of(index, screening, np.array([row]))
     if known is not None:
         own = with_first(own, index, screening, row, score, known, stated)
-    total = first_score(screening.scores, screening.around)
-    total[row] = first_score(own.scores, own.around)[0]
+    total = selection(first_score(screening.scores, screening.around), index.properties.values)
+    total[row] = selection(first_score(own.scores, own.around), own.properties.values)[0]
     likelihood = screening.scores.copy()
     likelihood[row] = own.scores[0]
     places = {"screening": _place(total, row), "likelihood": _place(likelihood, row)}
@@ -74,6 +77,7 @@ def example(hpo: HPO, index: DiseaseIndex, case: Case, resnik: bool = False) -> 
     candidates = candidates_of(index, screening, rows)
     if known is not None:
         candidates = with_first(candidates, index, screening, row, score, known, stated)
+    candidates.twins[0] = _fair_twins(hpo, index, candidates.twins[0], case.papers)
     return Example(
         case,
         pooled(index, screening, candidates, findings, excluded),
@@ -82,6 +86,18 @@ def example(hpo: HPO, index: DiseaseIndex, case: Case, resnik: bool = False) -> 
         np.zeros(len(rows), np.float32),
         places,
     )
+
+
+def _fair_twins(
+    hpo: HPO, index: DiseaseIndex, twins: npt.NDArray[np.int32], papers: frozenset[str]
+) -> npt.NDArray[np.int32]:
+    """The twins of a true disease but for those that cite a paper of the patient at all."""
+    fair = twins.copy()
+    for place in np.flatnonzero(twins != UNKNOWN).tolist():
+        edges = hpo.graph.edges_of(hpo.graph.id_of(int(index.ranking.diseases[twins[place]])), "out")
+        if any(papers & set(edge.attributes.get("references", ())) for edge in edges):
+            fair[place] = UNKNOWN
+    return fair
 
 
 def thinned(example: Example, random: np.random.Generator) -> Example:
