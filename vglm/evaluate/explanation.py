@@ -191,13 +191,13 @@ def write_samples(
 def _sample(number: int, patient: Patient, suggested: Suggested, said: Checked) -> Iterator[str]:
     (best,) = suggested.candidates
     yield f"### {number}. {patient.id}\n"
-    yield f"Findings: {_listed([one.name for one in suggested.findings])}  "
+    yield f"- Findings: {_listed([one.name for one in suggested.findings])}"
     if suggested.excluded:
-        yield f"Absent: {_listed([one.name for one in suggested.excluded])}  "
-    yield f"Suggestion: **{best.name}** ({best.id}, probability {best.probability:.2f}); published as {patient.diagnosis}  "
-    yield f"Evidence: {'; '.join(map(_matched, best.candidate.evidence[:MOST_SHOWN]))}  "
+        yield f"- Absent: {_listed([one.name for one in suggested.excluded])}"
+    yield f"- Suggestion: **{best.name}** ({best.id}, probability {best.probability:.2f}); published as {patient.diagnosis}"
+    yield f"- Evidence: {'; '.join(map(_matched, best.candidate.evidence[:MOST_SHOWN]))}"
     if best.candidate.against:
-        yield f"Against: {_listed([item.finding_name for item in best.candidate.against])}  "
+        yield f"- Against: {_listed([item.finding_name for item in best.candidate.against])}"
     yield f"\n> {said.text or '(nothing is explained)'}\n"
 
 
