@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -42,14 +42,17 @@ def known_nodes(graph: Graph, ids: Sequence[str], where: str) -> Ints:
     return np.array(list(found), np.int32)
 
 
-def closest(graph: Graph, text: str) -> list[str]:
-    """Nodes that `text` may stand for, as "name (id)": those with a name like it, then those with an id like it."""
+def closest(graph: Graph, text: str, types: Collection[str] = ()) -> list[str]:
+    """Nodes, only of `types` if any are given, that `text` may stand for, as "name (id)": those with a name like it, then
+    those with an id like it.
+    """
     columns = graph.columns
     text = text[: 4 * _LONGEST]
     ids = [text.upper(), text.lower(), text.strip()]
     place = bisect_left(columns.ids, text)
     around = (columns.ids[i] for i in range(max(place - 2, 0), min(place + 2, len(columns.ids))))
     ids += [node_id for node_id in around if similarity(text[:_LONGEST], node_id[:_LONGEST]) >= _SIMILAR]
-    named = [entity.id for mention in link(graph, text) for entity in mention.entities]
+    named = [entity.id for mention in link(graph, text, types) for entity in mention.entities]
     found = [i for i in dict.fromkeys([*named, *ids]) if columns.ids.find(i) >= 0]
+    found = [i for i in found if not types or graph.node(i).type in types]
     return [f"{shown(graph.name_of(node_id))} ({shown(node_id)})" for node_id in found[:_SUGGESTIONS]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,10 @@ from vglm.graph.linking import Mention, linker
 
 MAX_FINDINGS = 256
 MAX_FINDING = 1_000  # characters
+MOST_REFUSED = 8  # findings that one message names
 _NEGATION = re.compile(r"\b(no|not|without|denies|denied|normal|excluded|absent|negative)\b", re.IGNORECASE)
+# "hp:0001083", "HP_0001083" and "http://purl.obolibrary.org/obo/HP_0001083" as ontologies write HP:0001083
+_OBO_ID = re.compile(r"<?(?:https?://purl\.obolibrary\.org/obo/)?([A-Za-z]+)[:_](\d+)>?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +33,36 @@ class Finding:
     given: str
 
 
+def link_patient(
+    graph: Graph, findings: Sequence[str], excluded: Sequence[str] = ()
+) -> tuple[tuple[Finding, ...], tuple[Finding, ...]]:
+    """What a patient has, at least one phenotype, and what was looked for and is absent; each as in `link_findings`.
+
+    Raises GraphError also when they contradict each other: something is both, or what is present is a kind of what is absent.
+    """
+    present = link_findings(graph, findings, "findings")
+    absent = link_findings(graph, excluded, "excluded")
+    if not present:
+        raise GraphError("findings: at least one is needed")
+    excluded_ids = {one.id: one for one in absent}
+    for one in present:
+        if one.id in excluded_ids:
+            raise GraphError(f"excluded: {one.id} ({one.name}) is among the findings, too")
+        for general in graph.ancestors(one.id):
+            if general in excluded_ids:
+                raise GraphError(
+                    f"excluded: {general} ({excluded_ids[general].name}) cannot be absent: {one.id} ({one.name}), "
+                    "which is among the findings, is a kind of it"
+                )
+    return present, absent
+
+
 def link_findings(graph: Graph, given: Sequence[str], where: str) -> tuple[Finding, ...]:
     """The phenotypes that ids, names, aliases or sentences mean, each once, in their order.
 
     A phenotype is a node of a type that diseases of the graph have as phenotypes. Of an ambiguous name the likeliest counts; a
-    sentence may name several. Raises GraphError that calls the list `where`, for what names none, with the closest nodes, and
-    for a sentence that may deny what it names ("no scoliosis"), because negations are not read.
+    sentence may name several. Raises GraphError that calls the list `where` and names all that mean none, with the closest
+    phenotypes, and sentences that may deny what they name ("no scoliosis"), because negations are not read.
     """
     if isinstance(given, str | bytes) or not isinstance(given, Sequence):
         raise GraphError(f"{where}: expected a list of ids or names, found {shown(given)}")
@@ -43,29 +70,33 @@ def link_findings(graph: Graph, given: Sequence[str], where: str) -> tuple[Findi
         raise GraphError(f"{where}: {len(given):,} are given, the limit is {MAX_FINDINGS}")
     types = _phenotype_types(graph)
     found: dict[str, Finding] = {}
+    refused: list[str] = []
     for place, text in enumerate(given):
-        if not isinstance(text, str) or not text.strip() or len(text) > MAX_FINDING:
-            raise GraphError(
-                f"{where}[{place}]: expected an id, or words of at most {MAX_FINDING} characters, found {shown(text)}"
-            )
-        for node_id in _linked(graph, text.strip(), types, f"{where}[{place}]"):
-            found.setdefault(node_id, Finding(node_id, graph.name_of(node_id), text))
+        try:
+            for node_id in _linked(graph, text, types):
+                found.setdefault(node_id, Finding(node_id, graph.name_of(node_id), text))
+        except GraphError as error:
+            refused.append(f"{where}[{place}]: {error}")
+    if refused:
+        more = f"; and {len(refused) - MOST_REFUSED} more" if len(refused) > MOST_REFUSED else ""
+        raise GraphError("; ".join(refused[:MOST_REFUSED]) + more)
     return tuple(found.values())
 
 
-def _linked(graph: Graph, text: str, types: frozenset[str], where: str) -> list[str]:
-    if text in graph:
-        node = graph.node(text)
-        if node.type not in types:
-            raise GraphError(
-                f"{where}: {shown(text)} ({node.name}) is a {node.type or 'node'}, not a phenotype"
-            )
-        return [text]
+def _linked(graph: Graph, given: object, types: frozenset[str]) -> list[str]:
+    if not isinstance(given, str) or not given.strip() or len(given) > MAX_FINDING:
+        raise GraphError(
+            f"expected an id, or words of at most {MAX_FINDING} characters, found {shown(given)}"
+        )
+    text = given.strip()
+    node_id = _as_id(graph, text)
+    if node_id is not None:
+        return [_phenotype(graph, node_id, text, types)]
     mentions = linker(graph).link(text, types)
     negation = _NEGATION.search(text)
     if negation is not None and not _is_name(text, mentions, types):
         raise GraphError(
-            f"{where}: {shown(text)} says {negation[0]!r}, and negations are not read: "
+            f"{shown(text)} says {negation[0]!r}, and negations are not read: "
             "give what is absent in `excluded`, and what is present here, by names or ids alone"
         )
     fitting = (
@@ -73,13 +104,32 @@ def _linked(graph: Graph, text: str, types: frozenset[str], where: str) -> list[
     )
     ids = [node_id for node_id in fitting if node_id is not None]
     if not ids:
-        near = closest(graph, text)
-        hint = f"; the closest nodes are {', '.join(near)}" if near else ""
-        raise GraphError(f"{where}: no phenotype of the graph is called {shown(text)}{hint}")
+        if len(mentions) == 1 and _is_name(text, mentions, {mentions[0].best.type}):
+            _phenotype(graph, mentions[0].best.id, text, types)
+        near = closest(graph, text, types)
+        hint = f"; the closest phenotypes are {', '.join(near)}" if near else ""
+        raise GraphError(f"no phenotype of the graph is called {shown(text)}{hint}")
     return ids
 
 
-def _is_name(text: str, mentions: Sequence[Mention], types: frozenset[str]) -> bool:
+def _as_id(graph: Graph, text: str) -> str | None:
+    """The node whose id this is, in a way in which ids are written; None if it is none."""
+    if text in graph:
+        return text
+    written = _OBO_ID.fullmatch(text)
+    node_id = "" if written is None else f"{written[1].upper()}:{written[2]}"
+    return node_id if node_id in graph else None
+
+
+def _phenotype(graph: Graph, node_id: str, given: str, types: frozenset[str]) -> str:
+    node = graph.node(node_id)
+    if node.type not in types:
+        also = ", ".join(word for word in (node.name, node_id) if word.casefold() != given.casefold())
+        raise GraphError(f"{shown(given)} ({also}) is a {node.type or 'node'}, not a phenotype")
+    return node_id
+
+
+def _is_name(text: str, mentions: Sequence[Mention], types: Collection[str]) -> bool:
     """True if the whole text is a name or an alias ("Absent eyebrow"), but for signs at its ends."""
     rest = [text[: mention.start] + text[mention.end :] for mention in mentions]
     return any(

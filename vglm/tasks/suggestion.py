@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vglm.decode.graph_outputs import GraphOutput
-from vglm.errors import GraphError, RequestError
+from vglm.errors import RequestError
 from vglm.graph.annotations import HAS_PHENOTYPE
 from vglm.graph.evidence import Candidate
 from vglm.graph.graph import Edge, Graph
 from vglm.graph.question import evidence_graph, explanation, matched_phenotypes
 from vglm.tasks.asking import Asked, Asking
 from vglm.tasks.disease_ranking import DiseaseRanking
-from vglm.tasks.findings import Finding, link_findings
+from vglm.tasks.findings import Finding, link_patient
 from vglm.tasks.suggestion_form import explanation_form
 from vglm.tasks.suggestion_prompt import explained_graph, explained_question
 
@@ -140,17 +140,12 @@ def suggestion_task(
 ) -> SuggestionTask:
     """Rank the diseases of a graph, and prepare the explanations, each of `max_tokens`, of the first `explain` candidates.
 
-    Findings are ids of phenotypes, or words for them (see `link_findings`). Raises GraphError and RequestError that name the
+    Findings are ids of phenotypes, or words for them (see `link_patient`). Raises GraphError and RequestError that name the
     argument at fault.
     """
     _whole("top", top, 1, MAX_TOP)
     _whole("explain", explain, 0, MAX_EXPLAINED)
-    present = link_findings(graph, findings, "findings")
-    absent = link_findings(graph, excluded, "excluded")
-    if not present:
-        raise GraphError("findings: at least one is needed")
-    if both := {one.id for one in present} & {one.id for one in absent}:
-        raise GraphError(f"excluded: {min(both)} is among the findings, too")
+    present, absent = link_patient(graph, findings, excluded)
     ranked = ranking(graph, [one.id for one in present], [one.id for one in absent], top)
     found = [
         Suggestion(one.place, one.id, one.name, one.probability or 0.0, one, _supporting(graph, one))
