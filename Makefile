@@ -17,7 +17,7 @@ SHELL  := /bin/bash
 .PHONY: demo test lint bench clean install
 
 demo: $(STAMP)
-	@$(BIN)/python -m vglm.demo
+	@$(BIN)/vglm demo
 
 test: lint
 	@echo "== tests"

@@ -7,7 +7,6 @@ from typing import Any
 import typer
 
 from vglm.cli import app
-from vglm.demo import demo
 
 FILE = Path(__file__).with_name("commands.md")
 _HEAD = """\
@@ -25,14 +24,7 @@ def commands(command: Any = None, path: tuple[str, ...] = ("vglm",)) -> Iterator
         yield path, command
         return
     for name, inner in command.commands.items():
-        yield from commands(_alone(demo) if inner.name == "demo" else inner, (*path, name))
-
-
-def _alone(function: Any) -> Any:
-    """The command that a function makes: `vglm demo` passes its arguments on to one."""
-    own = typer.Typer(add_completion=False)
-    own.command()(function)
-    return typer.main.get_command(own)
+        yield from commands(inner, (*path, name))
 
 
 def options(command: Any) -> list[Any]:

@@ -1,4 +1,7 @@
-"""The command line. Every command imports what it needs when it runs, so that `vglm --help` is quick."""
+"""The command line, as vglm/__main__.py runs it.
+
+Every command imports what it needs when it runs, so that `vglm --help` is quick.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ import typer
 from typer.core import TyperGroup
 
 from vglm import cli_options as opt
+from vglm.__main__ import INTERRUPTED
 from vglm.cli_bench import bench
+from vglm.cli_demo import EPILOG as demo_epilog
+from vglm.cli_demo import demo
 from vglm.cli_eval import EPILOG as eval_epilog
 from vglm.cli_eval import evaluate
 from vglm.cli_export import EPILOG as export_epilog
@@ -23,7 +29,6 @@ from vglm.cli_train import train
 from vglm.cli_train_model import DISTILL_EPILOG, distill
 from vglm.errors import VGLMError
 
-INTERRUPTED = 130
 REFUSED = 2
 
 
@@ -54,7 +59,7 @@ class Commands(TyperGroup):
                 "this command needs PyTorch: pip install 'vglm[train]' (docs/training.md has a build without CUDA)"
             )
         except KeyboardInterrupt:
-            print(file=sys.stderr)
+            print(file=sys.stderr)  # after the ^C of the terminal
             raise SystemExit(INTERRUPTED) from None
         except BrokenPipeError:
             # The reader (such as `head`) has enough. Nothing may be flushed into the closed pipe at exit.
@@ -255,18 +260,7 @@ def inspect(
     print_description(model, tokens, sequences, json_)
 
 
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
-    add_help_option=False,
-)
-def demo(ctx: typer.Context) -> None:
-    """Rank and explain a patient's candidate diseases over the Human Phenotype Ontology."""
-    from vglm.demo import main as run
-
-    sys.argv = ["vglm demo", *ctx.args]
-    run()
-
-
+app.command(epilog=demo_epilog)(demo)
 app.command(epilog=serve_epilog)(serve)
 app.command(epilog=export_epilog)(export)
 app.command(epilog=DISTILL_EPILOG)(distill)
@@ -277,12 +271,5 @@ app.add_typer(graph, name="graph")
 
 
 def main() -> None:
-    """The `vglm` command."""
-    try:
-        app(prog_name="vglm")
-    except KeyboardInterrupt:  # between two commands' own handlers, such as during start-up
-        raise SystemExit(INTERRUPTED) from None
-
-
-if __name__ == "__main__":
-    main()
+    """The `vglm` command, once it is imported (see vglm/__main__.py)."""
+    app(prog_name="vglm")

@@ -7,25 +7,23 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from vglm.demo_ask import Answer, Asker
-from vglm.errors import VGLMError
+from vglm.errors import ConfigError
 from vglm.graph.evidence import Candidate
 from vglm.graph.graph import Graph
 from vglm.graph.hpo import HPO, load_hpo
-from vglm.graph.patient import Patient, known_cases, parse_patient, read_patient
+from vglm.graph.patient import Patient, read_patient
 from vglm.graph.store import GraphStore, Stored
 from vglm.model.bundle import bundled_directory
-from vglm.model.pull import home, pull_hpo
-from vglm.tasks.disease_ranking import DiseaseRanking, disease_ranking_of
+from vglm.model.pull import home, pull_hpo, resolve_model
+from vglm.tasks.disease_ranking import DiseaseRanking, disease_ranking_of, likelihood_ranking
+from vglm.tasks.findings import link_patient
 
 if TYPE_CHECKING:
     from vglm import LLM
 
-DEFAULT_MODEL = "open-autoglm-v1"
 DEFAULT_CASE = "marfan"
 EXPLAINED = 3  # candidates that the model explains
 MAX_COMMAS = 8  # in the name of a phenotype
@@ -39,19 +37,6 @@ class Ranking:
     candidates: list[Candidate]
     first_ms: float
     again_ms: float
-
-
-OTHER_CASES = ", ".join(case for case in known_cases() if case != DEFAULT_CASE)
-EPILOG = "\n\n".join(
-    (
-        "Examples:",
-        f"vglm demo   (the published case {DEFAULT_CASE}; others: {OTHER_CASES})",
-        "vglm demo HP:0001519 HP:0001083",
-        "vglm demo --patient loeys-dietz --top 5",
-        'vglm demo --findings "Ectopia lentis, Arachnodactyly" --excluded "Short stature"',
-        "vglm demo --patient my-patient.json --no-explain --json",
-    )
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,59 +53,19 @@ class Options:
     as_json: bool
 
 
-def demo(
-    terms: Annotated[
-        list[str] | None, typer.Argument(metavar="[FINDING]...", help="Findings, as with --findings.")
-    ] = None,
-    patient: Annotated[
-        str | None,
-        typer.Option(help="A case that comes with vGLM, or a JSON file with `findings` and `excluded`."),
-    ] = None,
-    findings: Annotated[
-        list[str] | None,
-        typer.Option(help="Findings instead of a case: HPO ids or names, several separated by commas."),
-    ] = None,
-    excluded: Annotated[
-        list[str] | None, typer.Option(help="With --findings: what was looked for and is absent.")
-    ] = None,
-    model: Annotated[
-        str, typer.Option(help="A known model, a GGUF file, or a directory with safetensors.")
-    ] = DEFAULT_MODEL,
-    top: Annotated[int, typer.Option(min=1, max=1000, help="Candidates to list.")] = 10,
-    hpo: Annotated[
-        Path | None, typer.Option(help="Directory with hp.obo and phenotype.hpoa; else they are fetched.")
-    ] = None,
-    explain: Annotated[bool, typer.Option(help="Let the model explain the best candidates.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
-) -> None:
-    """Rank the rare diseases that fit a patient's findings, with the evidence, and let a model explain them.
-
-    Fetches the Human Phenotype Ontology and the model when they are not there yet, keeps the ontology and its
-    annotations as a graph in the store, and asks the model why the best candidates are candidates: it reads the
-    graph as spans and can only name what the graph links. Prints what it measured. Not a medical device.
-    """
-    findings = [*(findings or []), *(terms or [])] or None
-    options = Options(patient, findings, excluded, model, top, hpo, explain, as_json)
-    try:
-        run(options)
-    except VGLMError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        typer.echo("\ninterrupted", err=True)
-        raise typer.Exit(130) from None
-
-
 def run(options: Options) -> None:
     """The demo from beginning to end; raises VGLMError for options, files and models that do not work."""
     from vglm.demo_view import Quiet, View
 
     view = Quiet() if options.as_json else View()
+    ranking_by = ranking_of(options.model)
     hpo = load_hpo(options.hpo or pull_hpo(progress=not options.as_json), home() / "graphs")
     patient = choose_patient(hpo, options)
     view.patient(hpo, patient)
     with view.working("ranking all diseases (the first time, what is known of each is worked out)"):
-        ranking = rank(hpo, patient, options.top, ranking_of(options.model))
+        ranking = rank(hpo, patient, options.top, ranking_by)
+    if ranking_by is likelihood_ranking:
+        view.untrained(options.model)
     view.ranking(ranking.candidates, patient)
     best = ranking.candidates[:EXPLAINED]
     view.evidence(best)
@@ -140,15 +85,21 @@ def run(options: Options) -> None:
 
 
 def choose_patient(hpo: HPO, options: Options) -> Patient:
-    """The patient that the options describe; raises VGLMError when they contradict each other."""
+    """The patient that the options describe; raises ConfigError and GraphError when they contradict each other.
+
+    Findings are linked as `LLM.suggest` links them; ids that the release has retired are followed first.
+    """
     if options.findings is None:
         if options.excluded is not None:
-            raise VGLMError("--excluded goes with --findings; a case lists its own")
+            raise ConfigError("--excluded goes with --findings; a case lists its own")
         return read_patient(options.patient or DEFAULT_CASE, hpo)
     if options.patient is not None:
-        raise VGLMError("--patient and --findings exclude each other; give one of them")
-    given = {"findings": options.findings, "excluded": options.excluded or []}
-    return parse_patient({field: _split(values, hpo) for field, values in given.items()}, hpo, "options")
+        raise ConfigError("--patient and --findings exclude each other; give one of them")
+    lists = [_split(values, hpo) for values in (options.findings, options.excluded or [])]
+    retired = {*hpo.replacements, *hpo.obsolete}
+    current = [[hpo.resolve(text) if text in retired else text for text in texts] for texts in lists]
+    present, absent = link_patient(hpo.graph, *current)
+    return Patient(tuple(one.id for one in present), tuple(one.id for one in absent))
 
 
 def _split(values: list[str], hpo: HPO) -> list[str]:
@@ -165,8 +116,11 @@ def _split(values: list[str], hpo: HPO) -> list[str]:
 
 
 def ranking_of(model: str) -> DiseaseRanking:
-    """What ranks diseases: the trained ranking of a model that comes with one, else likelihood ratios. Raises ModelError."""
-    return disease_ranking_of(bundled_directory(model) or Path(model), home() / "graphs")
+    """What ranks diseases: the trained ranking of a model that comes with one, else likelihood ratios.
+
+    Raises ModelError, also for a model that there is not.
+    """
+    return disease_ranking_of(bundled_directory(model) or resolve_model(model), home() / "graphs")
 
 
 def rank(hpo: HPO, patient: Patient, top: int, ranking: DiseaseRanking) -> Ranking:
@@ -246,14 +200,3 @@ def _answer(answer: Answer) -> dict[str, Any]:
         "seconds": answer.seconds,
         **{key: getattr(answer, key) for key in counts},
     }
-
-
-def main() -> None:
-    """Runs the demo with the process's arguments."""
-    app = typer.Typer(add_completion=False)
-    app.command(epilog=EPILOG)(demo)
-    app()
-
-
-if __name__ == "__main__":
-    main()

@@ -68,6 +68,12 @@ class View:
         title = f"Patient{': ' + patient.description if patient.description else ''}"
         self.console.print(Panel(body, title=title, title_align="left", box=box.ROUNDED))
 
+    def untrained(self, model: str) -> None:
+        """That the model has no ranking of its own."""
+        self.console.print(
+            f"{escape(one_line(model))} has no disease ranking of its own: ranked by likelihood ratios."
+        )
+
     def ranking(self, candidates: list[Candidate], patient: Patient) -> None:
         """The ranked diseases; the published diagnosis is marked where it is among them."""
         table = Table(title="Ranked candidates", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)

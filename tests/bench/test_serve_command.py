@@ -19,7 +19,7 @@ from vglm.bench import serve
 from vglm.bench.serve import ServeLoad
 from vglm.errors import ConfigError
 
-COMMAND = [sys.executable, "-m", "vglm.cli", "bench", "serve"]
+COMMAND = [sys.executable, "-m", "vglm", "bench", "serve"]
 SMALL = ("--num-requests", "12", "--concurrency", "3", "--input-len", "2:9", "--output-len", "2:5")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-COMMAND = [sys.executable, "-m", "vglm.cli"]
+COMMAND = [sys.executable, "-m", "vglm"]
 MODEL = "smollm2-135m-instruct"
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

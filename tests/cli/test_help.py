@@ -6,11 +6,14 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
+from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import COMMAND, Run
 from vglm import __version__
+from vglm.__main__ import main
 
 COMMANDS = ["pull", "generate", "chat", "inspect", "bench", "demo"]
 BENCHMARKS = ["throughput", "latency", "memory", "kernels", "accuracy", "serve", "stream"]
@@ -44,7 +47,7 @@ def test_help_names_every_command(vglm: Run) -> None:
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
     code = (
         "import sys, time, runpy; begin = time.process_time(); sys.argv = ['vglm', '--help']\n"
-        "try: runpy.run_module('vglm.cli', run_name='__main__')\n"
+        "try: runpy.run_module('vglm', run_name='__main__')\n"
         "except SystemExit: pass\n"
         "heavy = {'numpy', 'tokenizers', 'jinja2', 'gguf', 'vglm._native', 'vglm.llm'} & set(sys.modules)\n"
         "print(time.process_time() - begin, sorted(heavy), file=sys.stderr)"
@@ -53,6 +56,28 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     best = min(_seconds_and_modules(code) for _ in range(3))
     assert best[1] == "[]"
     assert best[0] < 0.3
+
+
+def test_ctrl_c_while_it_imports_is_quiet() -> None:
+    code = (
+        "import runpy, sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'vglm.cli_bench': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted()); sys.argv = ['vglm', 'demo']\n"
+        "runpy.run_module('vglm', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_the_command_begins_where_ctrl_c_is_quiet() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert project["project"]["scripts"] == {"vglm": "vglm.__main__:main"}
+    assert main.__module__ == "vglm.__main__"
+    code = "import sys; import vglm.__main__; print(sorted(m for m in sys.modules if m.startswith('vglm')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "['vglm', 'vglm.__main__']\n"
 
 
 def _seconds_and_modules(code: str) -> tuple[float, str]:

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from tests.graph import small_hpo
+from tests.integration.helpers import tiny_model
+from vglm.cli_demo import EPILOG
 from vglm.errors import GraphError
 from vglm.graph.graph import Graph
 from vglm.graph.hpo import HPO, load_hpo
@@ -34,7 +36,7 @@ def hpo(directory: Path) -> HPO:
 
 def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "VGLM_HOME": str(directory / "home"), "COLUMNS": "160", "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "vglm.demo", *arguments]
+    command = [sys.executable, "-m", "vglm", "demo", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
 
 
@@ -87,19 +89,24 @@ def test_commas_separate_terms_but_not_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--findings", "Mypia"], "options.findings[0]: no phenotype has the id or name 'Mypia'"),
-        (["--findings", ","], "options.findings: lists no finding"),
-        (["--findings", LENS, "--excluded", LENS], "is both observed and excluded"),
+        (
+            ["--findings", f"{LENS}, qwertz"],
+            "error: findings[1]: no phenotype of the graph is called 'qwertz'",
+        ),
+        (["--findings", ","], "error: findings: at least one is needed"),
+        (["--findings", LENS, "--excluded", LENS], "is among the findings, too"),
         (["--findings", LENS, "--patient", "marfan"], "--patient and --findings exclude each other"),
         (["--excluded", LENS], "--excluded goes with --findings"),
         (["--patient", "nobody"], "nobody: cannot be read: No such file or directory; cases of vGLM: loeys"),
         (["--hpo", "nowhere"], "nowhere/hp.obo: no such file"),
         (["--findings", LENS, "--model", "no-such-model"], "no-such-model"),
+        (["--findings", LENS, "--model", "no-such-model", "--no-explain"], "no-such-model"),
     ],
 )
 def test_mistakes_give_one_clear_line(directory: Path, arguments: list[str], message: str) -> None:
     done = run(directory, *([] if "--hpo" in arguments else ["--hpo", str(directory)]), *arguments)
-    assert done.returncode == 1
+    assert done.returncode == 2
+    assert done.stdout == ""  # a ranking by another method, above all
     assert message in done.stderr
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
@@ -109,6 +116,29 @@ def test_help_has_examples(directory: Path) -> None:
     done = run(directory, "--help")
     assert done.returncode == 0
     assert "vglm demo --patient loeys-dietz" in done.stdout
+    assert all(case in EPILOG for case in known_cases())
+
+
+def test_findings_are_linked_as_those_of_suggest(directory: Path) -> None:
+    done = run(
+        directory,
+        "--hpo",
+        str(directory),
+        "--no-explain",
+        "--json",
+        "--findings",
+        "Ectopia lentsi, HP_0000020",
+    )
+    assert done.returncode == 0, done.stderr
+    assert [one["id"] for one in json.loads(done.stdout)["patient"]["findings"]] == [LENS, TALL]
+
+
+def test_a_model_without_a_ranking_of_its_own_is_said_to_have_none(directory: Path, tmp_path: Path) -> None:
+    arguments = ["--hpo", str(directory), "--findings", LENS, "--no-explain"]
+    done = run(directory, *arguments, "--model", str(tiny_model(tmp_path)))
+    assert done.returncode == 0, done.stderr
+    assert "has no disease ranking of its own: ranked by likelihood ratios" in done.stdout.replace("\n", " ")
+    assert "likelihood" not in run(directory, *arguments).stdout
 
 
 @pytest.mark.parametrize(
@@ -175,7 +205,7 @@ def test_evidence_graph_has_edges_of_the_graph_only(hpo: HPO) -> None:
 def test_answers_name_what_the_graph_links_and_read_it_once(directory: Path, tmp_path: Path) -> None:
     """With the model: what is asked again finds what was read about it."""
     environment = {**os.environ, "VGLM_GRAPH_STORE": str(tmp_path / "graphs.db")}
-    command = [sys.executable, "-m", "vglm.demo", "--hpo", str(directory), "--json", "--findings"]
+    command = [sys.executable, "-m", "vglm", "demo", "--hpo", str(directory), "--json", "--findings"]
     done = subprocess.run(
         [*command, f"{LENS}, {TALL}, {HIGH_MYOPIA}"],
         capture_output=True, text=True, env=environment, timeout=600, check=False,

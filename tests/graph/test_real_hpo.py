@@ -119,7 +119,7 @@ def model() -> str:
 
 
 def command(directory: Path, model: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "vglm.demo", "--hpo", str(directory), "--model", model, *arguments]
+    return [sys.executable, "-m", "vglm", "demo", "--hpo", str(directory), "--model", model, *arguments]
 
 
 def test_the_model_explains_the_best_candidates(directory: Path, model: str) -> None:

@@ -27,7 +27,7 @@ class ServerProcess:
     def __init__(self, *arguments: str, model: str = MODEL, **kwargs: Any) -> None:
         self._errors = tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115  # lives as long as the server
         kwargs.setdefault("stderr", self._errors)
-        command = [sys.executable, "-m", "vglm.cli", "serve", model, "--port", "0", *arguments]
+        command = [sys.executable, "-m", "vglm", "serve", model, "--port", "0", *arguments]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **kwargs)
         self.url = ""
         self.announcement = ""

@@ -127,7 +127,7 @@ def test_a_taken_port_is_one_line_of_error() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        command = [sys.executable, "-m", "vglm.cli", "serve", MODEL, "--port", str(port)]
+        command = [sys.executable, "-m", "vglm", "serve", MODEL, "--port", str(port)]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2
     assert ended.stderr.count("\n") == 1
@@ -136,7 +136,7 @@ def test_a_taken_port_is_one_line_of_error() -> None:
 
 def test_a_unix_socket_serves(tmp_path: Any) -> None:
     path = tmp_path / "vglm.sock"
-    command = [sys.executable, "-m", "vglm.cli", "serve", MODEL, "--uds", str(path)]
+    command = [sys.executable, "-m", "vglm", "serve", MODEL, "--uds", str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert str(path) in process.stdout.readline()
