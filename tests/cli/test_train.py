@@ -177,6 +177,13 @@ def test_an_encoder_of_two_graphs(here: Here, triples: Path) -> None:
             "no/x.safetensors: cannot be written",
         ),
         (["train", "diseases", "{triples}", "--hpo", "nowhere"], "nowhere"),
+        (["train", "links", "/nonexistent"], "error: /nonexistent: no such file or folder"),
+        (
+            ["train", "links", "nothing"],
+            "nothing: no such file or folder, and in the store there is no graph",
+        ),
+        (["train", "adapter", "empty.json", "--out", "m"], "empty.json: has no edges"),
+        (["train", "encoder", "empty.json"], "empty.json: has no edges"),
         (["eval", "poetry", "--data", "."], "no task 'poetry'; there are disease_ranking"),
         (["eval", "--data", "nowhere"], "--data nowhere: no such folder; docs/training.md"),
         (["eval", "graph_classes", "--data", "."], "graphcls/MUTAG: no such folder"),
@@ -188,7 +195,7 @@ def test_an_encoder_of_two_graphs(here: Here, triples: Path) -> None:
         (["eval", "language", "--data", ".", "--text", "none.txt"], "none.txt: no such file"),
         (
             ["eval", "graph_classes", "--data", ".", "--dtype", "int4"],
-            "--dtype is for reasoning, explanation, language",
+            "--dtype is for reasoning",
         ),
         (["eval", "reasoning", "--data", ".", "--text", "x"], "--text is for language, and none of them"),
         (
@@ -198,6 +205,7 @@ def test_an_encoder_of_two_graphs(here: Here, triples: Path) -> None:
     ],
 )
 def test_refusals(here: Here, triples: Path, arguments: list[str], message: str) -> None:
+    Path("empty.json").write_text('{"nodes": [{"id": "a"}], "edges": []}')
     status, _, errors = here(*(argument.format(triples=triples) for argument in arguments))
     assert status == 2
     assert message in errors
