@@ -168,7 +168,20 @@ def _plan(
 
 
 def named_graph(name: str) -> Graph:
-    """A graph that an argument names: `hpo`, a file, a folder of triples (its training part), or a graph in the store."""
+    """A graph that an argument names: `hpo`, a file, a folder of triples (its training part), or a graph in the store.
+
+    Raises GraphError when there is none, and for one without edges, of which nothing can be learnt.
+    """
+    from vglm.errors import GraphError
+
+    graph = _read(name)
+    if not graph.num_edges:
+        raise GraphError(f"{name}: has no edges, so there is nothing to learn from it")
+    return graph
+
+
+def _read(name: str) -> Graph:
+    from vglm.errors import GraphError, UnknownGraphError
     from vglm.graph.graph import Graph
     from vglm.graph.hpo import load_hpo
     from vglm.graph.store import GraphStore
@@ -181,5 +194,10 @@ def named_graph(name: str) -> Graph:
         return Graph.load(path)
     if name == "hpo":
         return load_hpo(pull_hpo(), home() / "graphs").graph
-    with GraphStore() as store:
-        return store.read(name).graph
+    if len(path.parts) > 1 or not name:  # no name in the store
+        raise GraphError(f"{name or repr(name)}: no such file or folder")
+    try:
+        with GraphStore() as store:
+            return store.read(name).graph
+    except UnknownGraphError as error:
+        raise GraphError(f"{name}: no such file or folder, and in the store {error}") from error

