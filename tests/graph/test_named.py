@@ -42,6 +42,7 @@ def said(question: str, *named: str, graph: Graph | None = None) -> str:
         ("What lies in Zurich?", "z", "Zurich is a city; Acme located in Zurich."),
         ("What is it?", "", ""),
         ("How many companies are there?", "", "3 company: Acme, Beta, Gamma."),
+        ("Who are the directors?", "", "Ann directorOf Acme."),
         ("Which people and cities are there?", "", "1 city: Zurich. 1 person: Ann."),
     ],
 )  # fmt: skip

@@ -48,7 +48,8 @@ _PLURALS = {"person": "people", "child": "children"}
 
 
 def named_facts(graph: Graph, nodes: Sequence[int], question: str) -> str:
-    """The edges of the named `nodes` (indices) that fit the question best, or the entities of a kind that it asks for.
+    """The edges of the named `nodes` (indices) that fit the question best; where none is named, the entities of a kind that it
+    asks for, or the edges that fit.
 
     Edges between two named entities come first, or that there are none, then edges whose relation is a word of the question,
     also one step further. Empty if there is nothing to say.
@@ -58,11 +59,16 @@ def named_facts(graph: Graph, nodes: Sequence[int], question: str) -> str:
     >>> named_facts(Graph.from_dict({"nodes": nodes, "edges": [edge]}), [0], "What does a own?")
     'a is a firm; a owns b.'
     """
-    if not nodes:
-        return _kinds(graph, question)
     asked = _content_words(question)
     relevant = np.array([_fits(name, asked) for name in graph.columns.relation_names], bool)
-    own = np.unique(np.concatenate([graph.edge_indices(node, "both") for node in nodes]))
+    if not nodes and (kinds := _kinds(graph, question)):
+        return kinds
+    near = [graph.edge_indices(node, "both") for node in nodes] or [
+        np.flatnonzero(relevant[graph.columns.relations])
+    ]
+    own = np.unique(np.concatenate(near))
+    if not nodes and not len(own):
+        return ""
     columns, records = graph.columns, Records(graph, shared_names=frozenset())
     named = set(nodes)
 

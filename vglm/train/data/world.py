@@ -71,7 +71,7 @@ def random_world(rng: random.Random, known: Sequence[Relation] = TRAINED) -> Wor
     kinds: dict[str, str] = {}
     for kind in sorted({kind for r in relations for kind in (r.source, r.target)}):
         for _ in range(rng.randint(2, 4)):
-            name = _NAMES[kind](rng).strip()
+            name = _name(rng, kind)
             if name not in names.values():
                 node = f"n{len(names)}"
                 names[node], kinds[node] = name, kind
@@ -127,7 +127,7 @@ def _letters(rng: random.Random) -> str:
 
 
 _Named = Callable[[random.Random], str]
-_NAMES: dict[str, _Named] = {
+_INVENTED: dict[str, _Named] = {
     "person": lambda rng: f"{_one(rng, 'people')} {_word(rng)}{rng.choice(('', 'n', 's', 'son', 'r'))}",
     "company": lambda rng: f"{rng.choice((_word(rng), _one(rng, 'nouns')))} {_one(rng, 'firms')}",
     "city": lambda rng: _word(rng) + rng.choice(("", "ville", "burg", "ton", "stad", " City")),
@@ -145,6 +145,24 @@ _NAMES: dict[str, _Named] = {
     "team": lambda rng: f"Team {rng.choice((_word(rng), _one(rng, 'nouns')))}",
     "university": lambda rng: f"University of {_word(rng)}",
 }
+# Names that the model knows, which it is to read as they are and about which it must forget what it knows.
+_REAL: dict[str, _Named] = {
+    "person": lambda rng: f"{_one(rng, 'people')} {_one(rng, 'surnames')}",
+    "company": lambda rng: f"{_one(rng, 'brands')} {_one(rng, 'firms')}",
+    "city": lambda rng: _one(rng, "cities"),
+    "product": lambda rng: _one(rng, "products"),
+    "film": lambda rng: _one(rng, "films"),
+    "book": lambda rng: _one(rng, "books"),
+    "drug": lambda rng: _one(rng, "drugs"),
+    "disease": lambda rng: _one(rng, "diseases"),
+    "gene": lambda rng: _one(rng, "genes"),
+    "university": lambda rng: _one(rng, "universities"),
+}
+
+
+def _name(rng: random.Random, kind: str) -> str:
+    known = _REAL.get(kind) if rng.random() < 0.5 else None
+    return (known or _INVENTED[kind])(rng).strip()
 
 
 def _camel(words: str) -> str:
