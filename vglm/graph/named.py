@@ -60,65 +60,82 @@ def named_facts(graph: Graph, nodes: Sequence[int], question: str) -> str:
     'a is a firm; a owns b.'
     """
     asked = _content_words(question)
-    relevant = np.array([_fits(name, asked) for name in graph.columns.relation_names], bool)
-    if not nodes and (kinds := _kinds(graph, question)):
-        return kinds
-    near = [graph.edge_indices(node, "both") for node in nodes] or [
-        np.flatnonzero(relevant[graph.columns.relations])
-    ]
-    own = np.unique(np.concatenate(near))
-    if not nodes and not len(own):
-        return ""
-    columns, records = graph.columns, Records(graph, shared_names=frozenset())
-    named = set(nodes)
-
-    def rank(edge: int) -> tuple[int, str]:
-        both = int(columns.sources[edge]) in named and int(columns.targets[edge]) in named
-        return -2 * both - int(relevant[columns.relations[edge]]), _words(graph, records, edge)
-
-    chosen = sorted(_looked_at(graph, own, relevant), key=rank)[:MOST_EDGES]
-    said = [_words(graph, records, edge) for edge in chosen]
-    if len(named) == 1 and (kind := one_line(columns.type_names[columns.node_types[nodes[0]]])):
-        said.insert(0, f"{records.short_name(nodes[0])} is a {kind}")
-    if len(named) == 2 and (not chosen or rank(chosen[0])[0] > -2):
-        said.insert(0, f"no edge joins {' and '.join(records.short_name(node) for node in nodes)}")
-    if len(chosen) < MOST_EDGES:
-        further = _further(graph, chosen, relevant, named) - set(chosen)
-        said += sorted(_words(graph, records, edge) for edge in further)[: MOST_EDGES - len(chosen)]
-    left = len(own) - len(chosen)
-    if not len(own):
-        said.append("no edges")
-    return "; ".join(said) + (f"; and {left:,} more." if left else ".")
+    fits = np.array([_fits(name, asked) for name in graph.columns.relation_names], bool)
+    if nodes:
+        edges = np.unique(np.concatenate([graph.edge_indices(node, "both") for node in nodes]))
+    else:
+        if kinds := _kinds(graph, question):
+            return kinds
+        edges = np.flatnonzero(fits[graph.columns.relations])
+        if not len(edges):
+            return ""
+    return _Line(graph, nodes, fits).of(edges)
 
 
-def _looked_at(graph: Graph, edges: npt.NDArray[np.int32], relevant: Fits) -> list[int]:
-    """At most _LOOKED_AT of the edges, those that fit first."""
-    if len(edges) > _LOOKED_AT:
-        fits = relevant[graph.columns.relations[edges]]
-        edges = np.concatenate([edges[fits], edges[~fits]])[:_LOOKED_AT]
-    return [int(edge) for edge in edges]
+class _Line:
+    """Writes the line of some named nodes."""
 
+    def __init__(self, graph: Graph, nodes: Sequence[int], fits: Fits) -> None:
+        self._graph, self._nodes, self._named, self._fits = graph, nodes, set(nodes), fits
+        self._records = Records(graph, shared_names=frozenset())
 
-def _further(graph: Graph, edges: Sequence[int], relevant: Fits, named: set[int]) -> set[int]:
-    """Edges one step further along edges that fit, which fit themselves."""
-    columns = graph.columns
-    reached = {
-        int(end)
-        for edge in edges
-        if relevant[columns.relations[edge]]
-        for end in (columns.sources[edge], columns.targets[edge])
-    }
-    found: set[int] = set()
-    for node in sorted(reached - named)[:MOST_EDGES]:
-        near = graph.edge_indices(node, "both")[:_LOOKED_AT]
-        found |= {int(edge) for edge in near if relevant[columns.relations[edge]]}
-    return found
+    def of(self, edges: npt.NDArray[np.integer]) -> str:
+        """The best of the edges of the nodes, and what they lead to."""
+        chosen = sorted(self._looked_at(edges), key=self._rank)[:MOST_EDGES]
+        said = [*self._nodes_alone(chosen), *map(self._words, chosen)]
+        further = self._further(chosen) - set(chosen) if len(chosen) < MOST_EDGES else set()
+        said += sorted(map(self._words, further))[: MOST_EDGES - len(chosen)]
+        if not len(edges):
+            said.append("no edges")
+        left = len(edges) - len(chosen)
+        return "; ".join(said) + (f"; and {left:,} more." if left else ".")
 
+    def _nodes_alone(self, chosen: Sequence[int]) -> list[str]:
+        """What kind of thing the only node is, or that two have nothing to do with each other."""
+        names, columns = [self._records.short_name(node) for node in self._nodes], self._graph.columns
+        if len(self._named) == 1:
+            kind = one_line(columns.type_names[columns.node_types[self._nodes[0]]])
+            return [f"{names[0]} is a {kind}"] if kind else []
+        if len(self._named) == 2 and not any(self._joins(edge) for edge in chosen[:1]):
+            return [f"no edge joins {' and '.join(names)}"]
+        return []
 
-def _words(graph: Graph, records: Records, edge: int) -> str:
-    columns = graph.columns
-    source, target = (records.short_name(int(ends[edge])) for ends in (columns.sources, columns.targets))
-    return f"{source} {one_line(columns.relation_names[columns.relations[edge]])} {target}"
+    def _looked_at(self, edges: npt.NDArray[np.integer]) -> list[int]:
+        """At most _LOOKED_AT of the edges, those that fit first."""
+        if len(edges) > _LOOKED_AT:
+            fits = self._fits[self._graph.columns.relations[edges]]
+            edges = np.concatenate([edges[fits], edges[~fits]])[:_LOOKED_AT]
+        return [int(edge) for edge in edges]
+
+    def _joins(self, edge: int) -> bool:
+        columns = self._graph.columns
+        return int(columns.sources[edge]) in self._named and int(columns.targets[edge]) in self._named
+
+    def _is_fit(self, edge: int) -> bool:
+        return bool(self._fits[self._graph.columns.relations[edge]])
+
+    def _rank(self, edge: int) -> tuple[int, str]:
+        return -2 * self._joins(edge) - self._is_fit(edge), self._words(edge)
+
+    def _further(self, chosen: Sequence[int]) -> set[int]:
+        """Edges one step further along edges that fit, which fit themselves."""
+        columns = self._graph.columns
+        ends = {
+            int(at[edge])
+            for edge in chosen
+            if self._is_fit(edge)
+            for at in (columns.sources, columns.targets)
+        }
+        found: set[int] = set()
+        for node in sorted(ends - self._named)[:MOST_EDGES] if self._named else ():
+            near = self._graph.edge_indices(node, "both")[:_LOOKED_AT]
+            found |= {int(edge) for edge in near if self._is_fit(int(edge))}
+        return found
+
+    def _words(self, edge: int) -> str:
+        columns, name = self._graph.columns, self._records.short_name
+        relation = one_line(columns.relation_names[columns.relations[edge]])
+        return f"{name(int(columns.sources[edge]))} {relation} {name(int(columns.targets[edge]))}"
 
 
 def _kinds(graph: Graph, question: str) -> str:
