@@ -102,7 +102,9 @@ class GraphTasks(Requests):
         With "encoder" the one raises RequestError, the other GraphError.
         """
         from vglm.encoder.relational_structure import MAX_RELATIONS
+        from vglm.tasks.asking import check_graph
 
+        check_graph(graph)
         if scorer not in SCORERS:
             raise RequestError(f"scorer is {scorer[:40]!r}; choose {', '.join(SCORERS)}", "scorer")
         relations = len(graph.columns.relation_names)
@@ -138,8 +140,10 @@ class GraphTasks(Requests):
         model's card), that ranks its classes in place of the language model, or those of them that are `labels`. Raises
         GraphError, RequestError and ModelError that name what is at fault.
         """
+        from vglm.tasks.asking import check_graph
         from vglm.tasks.classification import classification_task
 
+        check_graph(graph)
         if classifier is not None:
             from vglm.tasks.trained_classes import trained_classes
 
@@ -175,8 +179,10 @@ class GraphTasks(Requests):
         The model reads the paths and nothing else, and every name that it puts in [brackets] is an entity of theirs.
         Without a path there is no text, and `reason` says so. Raises GraphError and RequestError that name the argument.
         """
+        from vglm.tasks.asking import check_graph
         from vglm.tasks.explanation import explanation_task
 
+        check_graph(graph)
         task = explanation_task(
             self.asking,
             graph,
@@ -248,8 +254,10 @@ class GraphTasks(Requests):
         graph_mode: str,
         params: SamplingParams,
     ) -> SuggestionTask:
+        from vglm.tasks.asking import check_graph
         from vglm.tasks.suggestion import EXPLANATION_TOKENS, suggestion_task
 
+        check_graph(graph)
         return suggestion_task(
             self.asking,
             self.disease_ranking,

@@ -202,7 +202,7 @@ class Asking:
             retrieved = self.retrieve(source, question)
             graph = retrieved.graph
         if graph is None:
-            raise RequestError(f"graph must be a Graph or a GraphQuery; got {type(source).__name__}", "graph")
+            raise _no_graph("a Graph or a GraphQuery", source)
         if constraint is not None and retrieved is not None and not graph.num_nodes:
             raise RequestError(f"there is nothing to answer from: {retrieved.left_out.why}", "graph")
         decoder = None if constraint is None else self.compile(constraint, graph)
@@ -242,6 +242,21 @@ class Asking:
         return compile_grounding(
             constraint, graph, self._tokenizer, self._config.vocab_size, self._config.eos_token_ids
         )
+
+
+def check_graph(graph: object) -> None:
+    """Raises RequestError for what is no Graph."""
+    if not isinstance(graph, Graph):
+        raise _no_graph("a Graph", graph)
+
+
+def _no_graph(wanted: str, given: object) -> RequestError:
+    how = ""
+    if isinstance(given, str):
+        how = "; Graph.load(path) reads a file"
+    elif isinstance(given, dict):
+        how = "; Graph.from_dict makes one of node-link JSON"
+    return RequestError(f"graph must be {wanted}; got {type(given).__name__}{how}", "graph")
 
 
 def one_each(name: str, given: Any, count: int) -> list[Any]:
