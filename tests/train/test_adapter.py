@@ -110,8 +110,22 @@ def test_nothing_to_train_on_is_said_before_anything_runs(base: str, tmp_path: P
 
 def test_a_graph_without_edges_has_no_lesson(base: str, tmp_path: Path) -> None:
     empty = Graph.from_dict({"nodes": [{"id": "a"}], "edges": []})
-    with pytest.raises(ConfigError, match="no sample fits"):
-        train_model(replace(plan(base, tmp_path / "m"), graphs=[empty]))
+    with pytest.raises(ConfigError, match=r"graphs\[1\] has no edges"):
+        train_model(replace(plan(base, tmp_path / "m"), graphs=[small_graph(), empty]))
+
+
+def test_what_is_wrong_is_said_before_the_base_replies(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vglm.train.program._general", lambda *_: pytest.fail("the base was asked"))
+    mine = replace(plan(base, tmp_path / "m"), graphs=[Graph.from_dict({"nodes": [], "edges": []})])
+    with pytest.raises(ConfigError, match="has no edges"):
+        train_model(mine)
+    with pytest.raises(ConfigError, match="no lesson is called 'reeding'"):
+        train_model(replace(plan(base, tmp_path / "n"), shares={"reeding": 1}))
+    monkeypatch.setattr("vglm.train.lessons.reading.reading_sample", lambda *_: None)
+    with pytest.raises(ConfigError, match="lesson 'reading 0': no sample fits"):
+        train_model(plan(base, tmp_path / "o"))
 
 
 def test_a_base_beside_the_caller_is_found_from_anywhere(
@@ -179,14 +193,14 @@ def test_a_training_begins_with_another_model(base: str, tmp_path: Path) -> None
 
 
 def test_shares_of_lessons(base: str, tmp_path: Path) -> None:
-    out = train_model(replace(plan(base, tmp_path / "m", steps=6), shares={"general": 0}))
+    out = train_model(replace(plan(base, tmp_path / "m", steps=6), shares={"general": 0, "world": 0}))
     lines = [json.loads(line) for line in (out / "training/metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 6
     assert all("loss reading 0" in line for line in lines)
-    with pytest.raises(ConfigError, match=r"no lesson is called 'reeding'; there are general, reading$"):
+    with pytest.raises(ConfigError, match=r"no lesson is called 'reeding'; there are general, reading, world$"):
         train_model(replace(plan(base, tmp_path / "n"), shares={"reeding": 1}))
     with pytest.raises(ConfigError, match="at least one must be above 0"):
-        train_model(replace(plan(base, tmp_path / "o"), shares={"general": 0, "reading": 0}))
+        train_model(replace(plan(base, tmp_path / "o"), shares={"general": 0, "reading": 0, "world": 0}))
 
 
 def test_the_learning_rate_rises_and_falls() -> None:

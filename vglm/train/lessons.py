@@ -68,6 +68,14 @@ class Mixture:
             raise ConfigError("nothing to train on: give graphs or data sets")
         self._shares = [lesson.share for lesson in self.lessons]
 
+    def check(self) -> None:
+        """Draw a row of every lesson that has a share. Raises ConfigError for one whose samples do not fit: better now than at
+        the first step that draws it."""
+        rng = random.Random(self.seed)
+        for lesson in self.lessons:
+            if lesson.share:
+                self._rows(lesson, ("spans", "sequential"), rng)
+
     def batch(self, step: int, modes: Sequence[str]) -> tuple[Lesson, dict[str, Batch]]:
         """The batch of a step, the same samples written in each of `modes`."""
         rng = random.Random(f"{self.seed}:{step}")

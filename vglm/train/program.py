@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -73,11 +74,15 @@ def train_model(plan: Plan, teacher: Path | None = None) -> Path:
         torch.set_num_threads(plan.threads)
     taught = None if teacher is None else _adapter_of(teacher, plan)
     first = taught if plan.begin is None else _adapter_of(plan.begin, plan)
+    general: list[Sample] = []  # written below, once all else is known to be right
+    lessons = with_shares([*_lessons(plan), world_lesson(), general_lesson(general)], plan.shares)
     checkpoint = open_checkpoint(resolve_model(plan.base))
+    writer = RowWriter(checkpoint, CARD)
+    Mixture(lessons[:-1], writer, plan.seed).check()
     folder = plan.out / RUN
     folder.mkdir(parents=True, exist_ok=True)
-    lessons = [*_lessons(plan), world_lesson(), general_lesson(_general(plan, folder))]
-    mixture = Mixture(with_shares(lessons, plan.shares), RowWriter(checkpoint, CARD), plan.seed)
+    general += _general(plan, folder)
+    mixture = Mixture(lessons, writer, plan.seed)
     same = settings(
         plan.options,
         mixture,
@@ -108,6 +113,9 @@ def distill_model(plan: Plan, teacher: Path) -> Path:
 
 
 def _lessons(plan: Plan) -> list[Lesson]:
+    for place, graph in enumerate(plan.graphs):
+        if not graph.num_edges:
+            raise ConfigError(f"graphs[{place}] has no edges, so there is nothing to learn from it")
     lessons = graph_lessons(plan.graphs) if plan.graphs else []
     if plan.data is not None:
         lessons += data_lessons(plan.data)
@@ -122,6 +130,7 @@ def _general(plan: Plan, folder: Path) -> list[Sample]:
     if not path.exists():
         from vglm import LLM
 
+        print("the base writes the replies that it is to keep: once, minutes to an hour", file=sys.stderr)
         write_replies(LLM(plan.base), path, seed=plan.seed)
     texts = [_texts_of(graph) for graph in plan.graphs]
     return read_replies(path) + text_samples([text for text in texts if text], random.Random(plan.seed))
