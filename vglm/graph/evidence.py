@@ -15,6 +15,9 @@ from vglm.graph.ranking_index import RankingIndex
 # both share says at least half as much as the finding: an "abnormality of the heart" explains no murmur.
 EXPLAINED_RATIO = math.log(2)
 EXPLAINED_CONTENT = 0.5
+# What more than a quarter of the diseases have (in a small graph, that may be all of them) can hardly be twice as likely with
+# one of them: there the annotation itself is enough.
+COMMON_CONTENT = 2 * EXPLAINED_RATIO
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,8 @@ class Evidence:
     @property
     def explained(self) -> bool:
         """True if the annotation is likely and close enough to explain the finding."""
+        if self.exact and self.finding_content < COMMON_CONTENT:
+            return True
         close = self.exact or self.information_content >= EXPLAINED_CONTENT * self.finding_content
         return close and self.log_ratio >= EXPLAINED_RATIO
 

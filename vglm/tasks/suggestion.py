@@ -34,7 +34,8 @@ class Suggestion:
 
     Attributes:
         place: 1 for the best.
-        probability: that this is the disease, if it is one of the graph's.
+        probability: that this is the disease, if it is one of the graph's; calibrated on published patients over the Human
+            Phenotype Ontology, so over a graph of a few diseases it is a share among them and no more.
         candidate: the evidence for it, finding by finding, and what speaks against it.
         edges: of the graph, between the disease and the phenotypes that explain findings; with frequencies and references.
     """
