@@ -25,6 +25,7 @@ import numpy as np
 from vglm.engine.request import IntArray, SpanSpec
 from vglm.errors import RequestError
 from vglm.graph.graph import Graph
+from vglm.graph.records import Records
 from vglm.graph.span_layout import SpanLayout
 from vglm.graph.spans import SpanText, node_spans, sequential_text
 from vglm.graph.token_counts import TokenCounts
@@ -37,6 +38,9 @@ GRAPH_MODES = ("auto", "spans", "sequential")
 REMEMBERED_TEXTS = 32_768
 REMEMBERED_GRAPHS = 64
 TOKENS_OF_EDGE = 3  # at the least
+BYTES_OF_EDGE = 5  # besides its relation and the name at its end: "- ", ": " and the end of the line
+SAMPLED_EDGES = 200  # of a graph that may be too large
+ESTIMATE_MARGIN = 0.8  # so that only what certainly cannot fit is refused on an estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,8 @@ class GraphPrompts:
         spans = self._node_spans(graph, len(before), shared_names)
         prefix = SpanSpec(np.array(before, np.int32), 0)
         tokens = sum(len(spec.tokens) for spec in spans)
+        if tokens > self._room:
+            raise self._too_large(graph)
         return GraphPrompt(
             text,
             list(after),
@@ -107,12 +113,32 @@ class GraphPrompts:
 
     def _check_size(self, graph: Graph) -> None:
         """Raises RequestError for a graph that cannot fit, before its text is made."""
-        if graph.num_nodes + TOKENS_OF_EDGE * graph.num_edges > self._room:
-            raise RequestError(
-                f"the graph has {graph.num_nodes:,} nodes and {graph.num_edges:,} edges, but the KV cache has room for "
-                f"{self._room:,} tokens; ask about a part of it (a query with a budget), or raise kv_cache_memory",
-                "graph",
-            )
+        if max(graph.num_nodes + TOKENS_OF_EDGE * graph.num_edges, self._least_tokens(graph)) > self._room:
+            raise self._too_large(graph)
+
+    def _least_tokens(self, graph: Graph) -> float:
+        """A number of tokens that the edges of a graph, as they are written, will hardly be under: their length, by the tokens
+        that the same number of bytes takes in some records. 0 for a graph whose edges have fewer bytes than there is room.
+        """
+        columns = graph.columns
+        names = np.diff(columns.names.offsets)
+        relations = np.array([len(name.encode()) for name in columns.relation_names] or [0])
+        written = int((names[columns.targets] + relations[columns.relations]).sum())
+        written += BYTES_OF_EDGE * graph.num_edges + int(names[np.unique(columns.sources)].sum())
+        if written <= self._room:
+            return 0
+        records = Records(graph, shared_names=frozenset())
+        some = np.linspace(0, graph.num_edges - 1, SAMPLED_EDGES).astype(int)
+        text = "".join(records.edge(edge) for edge in np.unique(some).tolist())
+        return ESTIMATE_MARGIN * written * len(self._encode(text)) / len(text.encode())
+
+    def _too_large(self, graph: Graph) -> RequestError:
+        return RequestError(
+            f"the graph has {graph.num_nodes:,} nodes and {graph.num_edges:,} edges, and the KV cache has room for "
+            f"{self._room:,} tokens; ask about the part that matters, GraphQuery(graph, budget=...) or a stored graph by its "
+            "id, or raise kv_cache_memory",
+            "graph",
+        )
 
     def spans(self, graph: Graph, shared_names: Collection[str] | None = None) -> list[SpanText]:
         """The graph's spans as text."""
