@@ -13,7 +13,7 @@ from vglm.errors import RequestError
 from vglm.llm_graph import GraphTasks
 from vglm.llm_requests import one_each
 from vglm.llm_scores import Scores
-from vglm.prompts import EncodedPrompt, Prompt, encode_prompts, is_single
+from vglm.prompts import EncodedPrompt, Prompt, check_messages, encode_prompts, is_single
 
 if TYPE_CHECKING:
     from vglm.tasks.asking import Asked, Constraint, GraphSource
@@ -84,6 +84,8 @@ class LLM(GraphTasks, Scores):
         if not isinstance(messages, Sequence):
             raise RequestError(f"messages must be a list of mappings; got {type(messages).__name__}")
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        for conversation in conversations:
+            check_messages(conversation)
         if graph is None:
             _refuse_without_graph(constraint)
             chat = self.chat_format
@@ -112,6 +114,8 @@ class LLM(GraphTasks, Scores):
         talk = isinstance(prompt, Sequence) and bool(prompt) and isinstance(prompt[0], Mapping)
         if not talk and not is_single(prompt):
             raise RequestError("stream takes one prompt; use generate for many")
+        if talk:
+            check_messages(prompt)
         asked: Asked | None = None
         if graph is not None:
             ask = partial(self.asking.chat, **template_variables) if talk else self.asking.complete

@@ -14,6 +14,7 @@ from vglm.model.tokenizer import Tokenizer
 
 #: text; token ids; or a mapping with "prompt" or "prompt_token_ids", and "prompt_embeds": {position: vector [hidden]}
 Prompt = str | Sequence[int] | Mapping[str, Any]
+ROLES = ("system", "developer", "user", "assistant", "tool")  # of messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,3 +125,24 @@ def _embeds(values: Any, index: int) -> PromptEmbeds:
 
 def _is_id(value: object) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def check_messages(messages: object) -> None:
+    """Raises RequestError for what is no conversation: each message is a mapping with a role that there is, and a content.
+
+    A template would take any role for a word, and complain of what is missing in its own words or not at all.
+    """
+    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
+        raise RequestError(f"messages must be a list of mappings; got {type(messages).__name__}", "messages")
+    for place, message in enumerate(messages):
+        where = f"messages[{place}]"
+        if not isinstance(message, Mapping):
+            raise RequestError(
+                f"{where} must be a mapping with a role and a content; got {type(message).__name__}",
+                "messages",
+            )
+        if message.get("role") not in ROLES:
+            given = "has no role" if "role" not in message else f"has the role {message['role']!r:.40}"
+            raise RequestError(f"{where} {given}; choose {', '.join(ROLES)}", "messages")
+        if message.get("content") is None and not message.get("tool_calls"):
+            raise RequestError(f"{where} has no content; give it a text", "messages")

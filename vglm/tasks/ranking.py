@@ -116,11 +116,11 @@ def ranking_task(
 def check_top(top: object) -> None:
     """Raises RequestError unless so many candidates can be given."""
     if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= MAX_TOP:
-        raise RequestError(f"top is {str(top)[:40]}; it must be a whole number from 1 to {MAX_TOP}", "top")
+        raise RequestError(f"top is {top!r:.40}; it must be a whole number from 1 to {MAX_TOP}", "top")
 
 
 def check_temperature(value: object) -> None:
     """Raises RequestError unless it is a positive number."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not isfinite(float(value)) or not 1e-3 <= float(value) <= 1e3:  # type: ignore[arg-type]
-        raise RequestError(f"temperature is {str(value)[:40]}; it must lie in 0.001 to 1000", "temperature")
+        raise RequestError(f"temperature is {value!r:.40}; it must lie in 0.001 to 1000", "temperature")

@@ -162,7 +162,7 @@ def suggestion_task(
 def _whole(name: str, value: object, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise RequestError(
-            f"{name} is {str(value)[:40]}; it must be a whole number from {low} to {high}", name
+            f"{name} is {value!r:.40}; it must be a whole number from {low} to {high}", name
         )
 
 
