@@ -61,3 +61,16 @@ def test_a_part_of_a_large_graph_is_no_large_graph(llm: LLM) -> None:
     source = GraphQuery(ring(largest(llm)), ("n1",), budget=400)
     (output,) = llm.generate(["Who is it?"], SamplingParams(max_tokens=1), graph=source, use_tqdm=False)
     assert output.outputs[0].graph is not None
+
+
+def test_an_answer_to_which_a_graph_says_nothing_says_so(llm: LLM) -> None:
+    empty, params = Graph.from_dict({"nodes": [], "edges": []}), SamplingParams(max_tokens=1)
+    outputs = llm.generate(["Who?", "Who?"], params, False, graph=[empty, GraphQuery(empty)])
+    for output in outputs:
+        about = output.outputs[0].graph
+        assert about is not None
+        assert about.num_nodes == 0
+        assert about.left_out
+    (output,) = llm.generate(["Who?"], params, False, graph=ring(2))
+    assert output.outputs[0].graph is not None
+    assert output.outputs[0].graph.left_out == ""

@@ -34,7 +34,7 @@ class GraphOutput:
         entities: what the question names in the graph, where it was looked for.
         num_nodes, num_edges: of the graph that was read.
         num_tokens, num_cached_tokens: the tokens of the graph in the prompt, and those whose KV was found in the cache.
-        left_out: why something was left out of the graph that was read, "" for nothing.
+        left_out: why something was left out of the graph that was read, or that it was empty; "" for nothing.
     """
 
     mode: str

@@ -12,6 +12,7 @@ from vglm.tasks.graph_prompt import GraphPrompt
 
 MAX_PATHS = 3  # of evidence for each entity of an answer
 MAX_SOURCES = 32  # entities of a question from which paths are looked for
+EMPTY = "the graph has no nodes, so a free text rests on nothing"
 
 
 def named(graph: Graph, node_id: str, score: float | None = None) -> Named:
@@ -51,7 +52,7 @@ def graph_output(
         num_edges=graph.num_edges,
         num_tokens=prompt.num_graph_tokens,
         num_cached_tokens=_cached(prompt, request),
-        left_out=retrieved.left_out.why if retrieved is not None else "",
+        left_out=retrieved.left_out.why if retrieved is not None else "" if graph.num_nodes else EMPTY,
         left_out_nodes=retrieved.left_out.nodes if retrieved is not None else 0,
         graph=graph,
         mentions=tuple(dict.fromkeys(mentioned)),
