@@ -48,6 +48,13 @@ def test_only_phenotypes_are_offered(ontology: Graph, text: str) -> None:
     assert "'Prolonged'" not in str(caught.value)
 
 
+def test_a_phenotype_that_shares_a_word_is_offered(ontology: Graph) -> None:
+    with pytest.raises(
+        GraphError, match="phenotypes with a word of it are 'Elevated circulating creatine kinase'"
+    ):
+        link_findings(ontology, ["high kinase"], "findings")
+
+
 def test_all_that_cannot_be_read_is_named_at_once(ontology: Graph) -> None:
     with pytest.raises(GraphError) as caught:
         link_findings(ontology, ["qwertz", "Ectopia lentis", 3, "asdf"], "findings")  # type: ignore[list-item]

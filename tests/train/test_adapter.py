@@ -197,7 +197,9 @@ def test_shares_of_lessons(base: str, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (out / "training/metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 6
     assert all("loss reading 0" in line for line in lines)
-    with pytest.raises(ConfigError, match=r"no lesson is called 'reeding'; there are general, reading, world$"):
+    with pytest.raises(
+        ConfigError, match=r"no lesson is called 'reeding'; there are general, reading, world$"
+    ):
         train_model(replace(plan(base, tmp_path / "n"), shares={"reeding": 1}))
     with pytest.raises(ConfigError, match="at least one must be above 0"):
         train_model(replace(plan(base, tmp_path / "o"), shares={"general": 0, "reading": 0, "world": 0}))

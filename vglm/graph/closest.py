@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Collection, Sequence
 
@@ -17,6 +18,9 @@ MAX_IDS = 256
 _SUGGESTIONS = 3
 _LONGEST = 64  # characters of ids that are compared
 _SIMILAR = 0.7
+_WORD = 4  # letters of a word that says something
+_COMMON = 100  # nodes that share a word which says nothing
+_MOST_SEARCHED = 100_000  # nodes
 
 
 def known_nodes(graph: Graph, ids: Sequence[str], where: str) -> Ints:
@@ -56,3 +60,25 @@ def closest(graph: Graph, text: str, types: Collection[str] = ()) -> list[str]:
     found = [i for i in dict.fromkeys([*named, *ids]) if columns.ids.find(i) >= 0]
     found = [i for i in found if not types or graph.node(i).type in types]
     return [f"{shown(graph.name_of(node_id))} ({shown(node_id)})" for node_id in found[:_SUGGESTIONS]]
+
+
+def sharing_a_word(graph: Graph, text: str, types: Collection[str]) -> list[str]:
+    """Nodes of `types`, as "name (id)", whose name or an alias has the rarest word of a text that any has: the shortest names.
+
+    For a message about a text that names nothing; looks at every name, so not at those of a large graph.
+    """
+    columns = graph.columns
+    if graph.num_nodes > _MOST_SEARCHED:
+        return []
+    words = [word for word in re.findall(r"\w+", text[: 4 * _LONGEST].casefold()) if len(word) >= _WORD]
+    having: dict[str, list[int]] = {word: [] for word in words}
+    for node, both in enumerate(zip(columns.names, columns.aliases, strict=True)):
+        names = " ".join(("", *both)).casefold().replace('"', " ")  # aliases are a JSON list
+        for word, nodes in having.items():
+            if f" {word}" in names and columns.type_names[columns.node_types[node]] in types:
+                nodes.append(node)
+    rarest = min((nodes for nodes in having.values() if nodes), key=len, default=[])
+    if len(rarest) > _COMMON:
+        return []
+    best = sorted(rarest, key=lambda node: (len(columns.names[node]), node))[:_SUGGESTIONS]
+    return [f"{shown(columns.names[node])} ({shown(columns.ids[node])})" for node in best]

@@ -10,7 +10,7 @@ import numpy as np
 
 from vglm.errors import GraphError
 from vglm.graph.annotations import HAS_PHENOTYPE, phenotype_edges
-from vglm.graph.closest import closest
+from vglm.graph.closest import closest, sharing_a_word
 from vglm.graph.derived import once_per_graph
 from vglm.graph.graph import Graph
 from vglm.graph.limits import shown
@@ -106,10 +106,15 @@ def _linked(graph: Graph, given: object, types: frozenset[str]) -> list[str]:
     if not ids:
         if len(mentions) == 1 and _is_name(text, mentions, {mentions[0].best.type}):
             _phenotype(graph, mentions[0].best.id, text, types)
-        near = closest(graph, text, types)
-        hint = f"; the closest phenotypes are {', '.join(near)}" if near else ""
-        raise GraphError(f"no phenotype of the graph is called {shown(text)}{hint}")
+        raise GraphError(f"no phenotype of the graph is called {shown(text)}{_hint(graph, text, types)}")
     return ids
+
+
+def _hint(graph: Graph, text: str, types: frozenset[str]) -> str:
+    if near := closest(graph, text, types):
+        return f"; the closest phenotypes are {', '.join(near)}"
+    near = sharing_a_word(graph, text, types)
+    return f"; phenotypes with a word of it are {', '.join(near)}" if near else ""
 
 
 def _as_id(graph: Graph, text: str) -> str | None:
