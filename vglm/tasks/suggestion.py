@@ -161,9 +161,7 @@ def suggestion_task(
 
 def _whole(name: str, value: object, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise RequestError(
-            f"{name} is {value!r:.40}; it must be a whole number from {low} to {high}", name
-        )
+        raise RequestError(f"{name} is {value!r:.40}; it must be a whole number from {low} to {high}", name)
 
 
 def _supporting(graph: Graph, candidate: Candidate) -> tuple[Edge, ...]:
