@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.encoder.disease_graphs import random_hpo, term
-from vglm.encoder.disease_candidates import DiseaseIndex, candidates_of, screen, with_first
+from vglm.encoder.disease_candidates import DiseaseIndex, candidates_of, screen, speaks_against, with_first
 from vglm.encoder.disease_features import AROUND, MATCH, WHOLE, around, match, share, whole
 from vglm.encoder.disease_pooling import pooled
 from vglm.encoder.disease_properties import NAMES, properties
@@ -30,8 +30,11 @@ def nodes(graph: Graph, ids: list[str]) -> np.ndarray:
 @pytest.mark.parametrize("seed", range(3))
 def test_screening_scores_as_the_likelihood_method(seed: int) -> None:
     graph, ranker, index = known(seed)
-    screening = screen(index, nodes(graph, FINDINGS), nodes(graph, EXCLUDED))
-    np.testing.assert_allclose(screening.scores, ranker.scores(FINDINGS, EXCLUDED), atol=1e-4)
+    screening = screen(index, nodes(graph, FINDINGS))
+    against = speaks_against(index, nodes(graph, EXCLUDED))
+    np.testing.assert_allclose(screening.scores, ranker.scores(FINDINGS), atol=1e-4)
+    np.testing.assert_allclose(screening.scores + against, ranker.scores(FINDINGS, EXCLUDED), atol=1e-4)
+    assert (against <= 0).all()
     vectors = index.vectors
     expected = (screening.scores[vectors.neighbours] * vectors.weights).sum(axis=1)
     np.testing.assert_allclose(screening.around, expected, rtol=1e-5)
@@ -41,10 +44,10 @@ def test_screening_scores_as_the_likelihood_method(seed: int) -> None:
 def test_matches_agree_with_plain_profiles(seed: int) -> None:
     graph, _, index = known(seed)
     findings = nodes(graph, FINDINGS)
-    screening = screen(index, findings, nodes(graph, []))
+    screening = screen(index, findings)
     rows = np.arange(len(index.ranking.diseases))[::-1]
     candidates = candidates_of(index, screening, rows)
-    shared = share(index.ranking, candidates, findings, nodes(graph, EXCLUDED))
+    shared = share(index.ranking, candidates, findings)
     found, closest = match(index.ranking, candidates, shared, findings), shared.closest
     content = index.ranking.information_content
     position = 0
@@ -69,12 +72,12 @@ def test_matches_agree_with_plain_profiles(seed: int) -> None:
             position += 1
 
 
-def test_shapes_and_no_excluded_finding() -> None:
+def test_shapes() -> None:
     graph, _, index = known(0)
     findings = nodes(graph, FINDINGS)
-    screening = screen(index, findings, nodes(graph, []))
+    screening = screen(index, findings)
     candidates = candidates_of(index, screening, np.array([3, 1, 2]))
-    shared = share(index.ranking, candidates, findings, nodes(graph, []))
+    shared = share(index.ranking, candidates, findings)
     matches = match(index.ranking, candidates, shared, findings)
     both = np.concatenate((matches, around(screening, candidates)), axis=2)
     assert both.shape == (len(findings), 3, len(MATCH) + len(AROUND))
@@ -87,16 +90,15 @@ def test_shapes_and_no_excluded_finding() -> None:
 def test_a_candidate_known_by_all_it_is_known_by_stays_as_it_is() -> None:
     graph, ranker, index = known(1)
     findings = nodes(graph, FINDINGS)
-    screening = screen(index, findings, nodes(graph, EXCLUDED))
+    screening = screen(index, findings)
     rows = np.array([7, 1, 2])
     before = candidates_of(index, screening, rows)
     disease = graph.id_of(int(index.ranking.diseases[7]))
     edges = graph.edge_indices(graph.index_of(disease), "out")
     stated = properties(graph, index.ranking.diseases[7:8], edges)
-    score = ranker.score_annotations(ranker.annotations_of(disease), FINDINGS, EXCLUDED)
+    score = ranker.score_annotations(ranker.annotations_of(disease), FINDINGS)
     after = with_first(before, index, screening, 7, score, ranker.annotations_of(disease), stated)
-    absent = nodes(graph, EXCLUDED)
-    first, second = (pooled(index, screening, c, findings, absent) for c in (before, after))
+    first, second = (pooled(index, screening, c, findings) for c in (before, after))
     np.testing.assert_allclose(first, second, atol=1e-3)
     assert (before.properties.values == after.properties.values).all()
 

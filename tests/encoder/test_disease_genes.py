@@ -78,7 +78,7 @@ def test_no_more_than_so_many_twins() -> None:
 def screened(graph: Graph, genes: np.ndarray) -> tuple[Screening, np.ndarray]:
     index = disease_index(graph).with_genes(graph, genes)
     nodes = np.array(sorted(graph.index_of(f) for f in FINDINGS), np.int32)
-    screening = screen(index, nodes, np.zeros(0, np.int32))
+    screening = screen(index, nodes)
     candidates = candidates_of(index, screening, np.arange(len(index.ranking.diseases)))
     return screening, of_twins(screening, candidates, screening.log_lifts)
 

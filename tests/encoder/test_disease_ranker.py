@@ -14,10 +14,10 @@ from safetensors.numpy import load_file, save_file
 
 from tests.encoder.disease_graphs import random_hpo, term
 from vglm.encoder import disease_ranker
-from vglm.encoder.disease_candidates import candidates_of, screen
+from vglm.encoder.disease_candidates import candidates_of, screen, speaks_against
 from vglm.encoder.disease_features import TWIN, WHOLE
 from vglm.encoder.disease_index import KEPT_FILES, disease_index
-from vglm.encoder.disease_pooling import ABSENT, BASIS, EXTREMES, POOLED, pooled
+from vglm.encoder.disease_pooling import BASIS, EXTREMES, POOLED, pooled
 from vglm.encoder.disease_ranker import PRIOR, DiseaseModel, Weights
 from vglm.errors import GraphError, ModelError
 from vglm.graph.graph import Graph
@@ -71,9 +71,10 @@ def test_scores_are_the_plain_weighted_sum(model: DiseaseModel, graph: Graph) ->
     index = disease_index(graph)
     present = np.array(sorted(graph.index_of(f) for f in FINDINGS), np.int32)
     absent = np.array(sorted(graph.index_of(f) for f in EXCLUDED), np.int32)
-    screening = screen(index, present, absent)
+    screening = screen(index, present)
+    against = speaks_against(index, absent)
     rows = np.arange(len(index.ranking.diseases))
-    features = pooled(index, screening, candidates_of(index, screening, rows), present, absent)
+    features = pooled(index, screening, candidates_of(index, screening, rows), present)
     w, names = model.weights, [graph.id_of(int(d)) for d in index.ranking.diseases]
     for candidate in model.rank(graph, FINDINGS, EXCLUDED, top=5):
         row = names.index(candidate.id)
@@ -81,9 +82,25 @@ def test_scores_are_the_plain_weighted_sum(model: DiseaseModel, graph: Graph) ->
             float(np.clip((x - m) / s, -5, 5) * weight)
             for x, m, s, weight in zip(features[row], w.mean, w.scale, w.match, strict=True)
         )
-        expected += 0.3 * float(screening.scores[row] + 0.3 * screening.around[row])
+        expected += 0.3 * float(screening.scores[row] + 0.3 * screening.around[row] + against[row])
         expected += float(w.prior[0]) * (index.properties.values[row, 7] > 0)
         assert candidate.score == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+def test_what_is_excluded_never_speaks_for_a_disease(model: DiseaseModel, graph: Graph) -> None:
+    before = {c.id: c.score for c in model.rank(graph, FINDINGS, top=1000)}
+    fell = 0
+    for phenotype in (graph.id_of(i) for i in range(graph.num_nodes) if graph.edge_indices(i, "in").size):
+        if phenotype in FINDINGS or not phenotype.startswith("HP:"):
+            continue
+        try:
+            after = model.rank(graph, FINDINGS, [phenotype], top=1000)
+        except GraphError:  # it contradicts a finding, or is no phenotype
+            continue
+        changed = {c.id for c in after if c.score != pytest.approx(before[c.id], abs=1e-4)}
+        assert all(c.score <= before[c.id] + 1e-4 for c in after)
+        fell += len(changed)
+    assert fell > 0
 
 
 def test_diseases_beyond_the_candidates_follow_in_the_order_of_the_screening(
@@ -92,9 +109,7 @@ def test_diseases_beyond_the_candidates_follow_in_the_order_of_the_screening(
     monkeypatch.setattr(disease_ranker, "CANDIDATES", 7)
     found = model.rank(graph, FINDINGS, top=1000)
     index = disease_index(graph)
-    screening = screen(
-        index, np.array(sorted(graph.index_of(f) for f in FINDINGS), np.int32), np.zeros(0, np.int32)
-    )
+    screening = screen(index, np.array(sorted(graph.index_of(f) for f in FINDINGS), np.int32))
     published = index.properties.values[:, 7] > 0
     order = np.argsort(-(screening.scores + 0.3 * screening.around + 5 * published), kind="stable")
     expected = [graph.id_of(int(index.ranking.diseases[row])) for row in order]
@@ -230,10 +245,8 @@ def test_what_ships_ranks_a_graph_that_it_has_never_seen() -> None:
 def test_names_of_the_inputs_are_their_places(graph: Graph) -> None:
     index = disease_index(graph)
     present = np.array([graph.index_of(FINDINGS[0])], np.int32)
-    screening = screen(index, present, np.zeros(0, np.int32))
-    features = pooled(
-        index, screening, candidates_of(index, screening, np.arange(5)), present, np.zeros(0, np.int32)
-    )
+    screening = screen(index, present)
+    features = pooled(index, screening, candidates_of(index, screening, np.arange(5)), present)
     assert features.shape == (5, len(POOLED))
     x = dict(zip(POOLED, features.T, strict=True))
     np.testing.assert_array_equal(x["mean best log lift"], x["sum best log lift"])
@@ -241,7 +254,6 @@ def test_names_of_the_inputs_are_their_places(graph: Graph) -> None:
     np.testing.assert_allclose(x["mean best log lift"], screening.log_lifts[0, :5], atol=1e-4)
     np.testing.assert_array_equal(x["likelihood"], screening.scores[:5])
     assert (x["spread of log lift"] == 0).all()
-    assert all((x[f"sum absent {name}"] == 0).all() for name in ABSENT)
     assert len(POOLED) == len(set(POOLED)) == features.shape[1]
-    parts = 2 * (len(BASIS) + len(ABSENT) + len(TWIN)) + len(EXTREMES) + len(WHOLE) + 1
+    parts = 2 * (len(BASIS) + len(TWIN)) + len(EXTREMES) + len(WHOLE) + 1
     assert len(POOLED) == parts

@@ -296,6 +296,6 @@ def test_calibration_finds_the_temperature() -> None:
 
 def test_candidates_given_by_rows(hpo: HPO) -> None:
     index = disease_index(hpo.graph)
-    screening = screen(index, np.array([hpo.graph.index_of(term(5))], np.int32), np.zeros(0, np.int32))
+    screening = screen(index, np.array([hpo.graph.index_of(term(5))], np.int32))
     one, two = (candidates_of(index, screening, np.array(rows)) for rows in ([3, 4], [4]))
     assert one.terms[one.starts[1] :].tolist() == two.terms.tolist()

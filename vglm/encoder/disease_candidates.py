@@ -73,8 +73,8 @@ class Screening:
     best_cosine: float
 
 
-def screen(index: DiseaseIndex, findings: Ints, excluded: Ints) -> Screening:
-    """Scores every disease; `findings` int32[n], at least one, and `excluded` are node indices without duplicates."""
+def screen(index: DiseaseIndex, findings: Ints) -> Screening:
+    """Scores every disease; `findings` int32[n], at least one, are node indices without duplicates."""
     ranking = index.ranking
     terms = np.unique(np.concatenate([ranking.ancestors(finding) for finding in findings.tolist()]))
     of_term = np.zeros((len(terms), len(ranking.diseases)), np.float32)
@@ -89,15 +89,27 @@ def screen(index: DiseaseIndex, findings: Ints, excluded: Ints) -> Screening:
     lifts += NOISE
     log_lifts = np.log(lifts, out=lifts)
     scores = log_lifts.sum(axis=0) - np.float32(len(findings) * BREADTH_WEIGHT) * index.breadth
-    for finding in excluded.tolist():
-        held = ranking.holders(finding)
-        frequencies = ranking.holder_frequencies[held]
-        against = np.where(frequencies >= NEARLY_OBLIGATE, np.log1p(-EXCLUSION_TRUST * frequencies), 0)
-        scores[ranking.holder_rows[held]] += against
     around = np.einsum("dk,dk->d", scores[index.vectors.neighbours], index.vectors.weights)
     vector = index.vectors.encode(terms, ranking.information_content[terms])
     cosines = times_vector(index.vectors.diseases, vector)
     return Screening(log_lifts, scores, around, vector, float(cosines.max()))
+
+
+def speaks_against(index: DiseaseIndex, excluded: Ints) -> Floats:
+    """What excluded findings (node indices) take from the score of every disease, float32[D], at most 0.
+
+    It is added to what a model says of the findings, and no model learns from what is excluded: in published cases that is what
+    was looked for because a disease was suspected, so a model would learn that what is ruled out makes a disease likelier.
+    """
+    ranking = index.ranking
+    taken = np.zeros(len(ranking.diseases), np.float32)
+    for finding in excluded.tolist():
+        held = ranking.holders(finding)
+        frequencies = ranking.holder_frequencies[held]
+        taken[ranking.holder_rows[held]] += np.where(
+            frequencies >= NEARLY_OBLIGATE, np.log1p(-EXCLUSION_TRUST * frequencies), 0
+        )
+    return taken
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ WHOLE = (
 
 @dataclass(frozen=True)
 class Shared:
-    """What K candidates with A annotations say about the S terms at or above a patient's findings, present or absent.
+    """What K candidates with A annotations say about the S terms at or above a patient's findings.
 
     `terms` int32[S] ascending; of each term and candidate, float32[S, K]: `frequency`, the noisy or of the annotations
     at or below the term, their `number`, and the least `content` among them (large where there are none). `closest`
@@ -47,12 +47,10 @@ class Shared:
     closest: Floats
 
 
-def share(index: RankingIndex, candidates: Candidates, findings: Ints, excluded: Ints) -> Shared:
-    """Carries the annotations of the candidates up to the terms of the patient; node indices int32[n] and int32[m]."""
-    present = np.unique(np.concatenate([index.ancestors(f) for f in findings.tolist()]))
-    closures = [index.ancestors(f) for f in excluded.tolist()]
-    terms = np.unique(np.concatenate([present, *closures]))
-    pairs = _pairs(index, candidates.terms, terms, present)
+def share(index: RankingIndex, candidates: Candidates, findings: Ints) -> Shared:
+    """Carries the annotations of the candidates up to the terms of the patient; node indices int32[n]."""
+    terms = np.unique(np.concatenate([index.ancestors(f) for f in findings.tolist()]))
+    pairs = _pairs(index, candidates.terms, terms)
     keys = pairs.term.astype(np.int64) * len(candidates) + candidates.owners[pairs.annotation]
     size = len(terms) * len(candidates)
     absent = np.log1p(-np.minimum(candidates.frequencies, MAX_FREQUENCY))
@@ -80,7 +78,7 @@ class _Pairs:
     closest: Floats
 
 
-def _pairs(index: RankingIndex, annotated: Ints, terms: Ints, present: Ints) -> _Pairs:
+def _pairs(index: RankingIndex, annotated: Ints, terms: Ints) -> _Pairs:
     """Expands the ancestors of each distinct annotated term once: candidates that resemble a patient share most of them."""
     num_nodes = len(index.closure_starts) - 1
     place = np.full(num_nodes, -1, np.int32)
@@ -91,7 +89,7 @@ def _pairs(index: RankingIndex, annotated: Ints, terms: Ints, present: Ints) -> 
     place.fill(-1)
     place[terms] = np.arange(len(terms))
     content = np.zeros(num_nodes, np.float32)
-    content[present] = index.information_content[present]
+    content[terms] = index.information_content[terms]
 
     owners, ancestors = _expand(index.closure_starts, index.closure_nodes, nodes)
     inside = np.flatnonzero(place[ancestors] >= 0)

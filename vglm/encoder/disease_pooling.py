@@ -30,33 +30,23 @@ EXTREMES = (
     "largest exact content",
     "spread of log lift",
 )
-ABSENT = (
-    *("best log lift", "shared content", "share of content", "exact", "frequency", "below"),
-    "log lift where shared",
-)
-MAX_EXCLUDED = 40  # more of them say nothing new, and cost time
-ABSENT_SCALE = 3.0  # of the sum over excluded findings, so that it is near one
 POOLED = (
     *(f"mean {name}" for name in BASIS),
     *(f"sum {name}" for name in BASIS),
     *EXTREMES,
-    *(f"sum absent {name}" for name in ABSENT),
-    *(f"mean absent {name}" for name in ABSENT),
     *WHOLE,
     *(f"mean {name}" for name in TWIN),
     *(f"sum {name}" for name in TWIN),
     "twins",
 )
-_ABSENT_COLUMNS = [MATCH.index(name) for name in ABSENT]
 
 
-def pooled(
-    index: DiseaseIndex, screening: Screening, candidates: Candidates, findings: Ints, excluded: Ints
-) -> Floats:
-    """Everything about K candidates, float32[K, len(POOLED)]; `findings` (at least one) and `excluded` as in
-    `screen`."""
-    excluded = excluded[:MAX_EXCLUDED]
-    shared = share(index.ranking, candidates, findings, excluded)
+def pooled(index: DiseaseIndex, screening: Screening, candidates: Candidates, findings: Ints) -> Floats:
+    """Everything about K candidates, float32[K, len(POOLED)]; `findings`, at least one, as in `screen`.
+
+    Excluded findings are not among it: see `speaks_against`.
+    """
+    shared = share(index.ranking, candidates, findings)
     matches = match(index.ranking, candidates, shared, findings)
     terms = basis(matches, around(screening, candidates))
     total = terms.sum(axis=0)
@@ -64,15 +54,11 @@ def pooled(
         terms[:, :, BASIS.index(name)] for name in ("best log lift", "share of content", "exact x content")
     )
     extremes = (lift.min(axis=0), part.min(axis=0), lift.max(axis=0), exact.max(axis=0), lift.std(axis=0))
-    absent = match(index.ranking, candidates, shared, excluded)[:, :, _ABSENT_COLUMNS]
-    against = absent.sum(axis=0)
     twins = of_twins(screening, candidates, matches[:, :, 0]).sum(axis=0)
     parts = (
         total / len(findings),
         total / np.sqrt(np.float32(len(findings))),
         np.stack(extremes, axis=1),
-        against / ABSENT_SCALE,
-        against / max(len(absent), 1),
         whole(index.ranking, candidates, matches, shared, screening),
         twins / len(findings),
         twins / np.sqrt(np.float32(len(findings))),

@@ -30,6 +30,7 @@ from vglm.encoder.disease_candidates import (
     published,
     screen,
     selection,
+    speaks_against,
 )
 from vglm.encoder.disease_index import disease_index
 from vglm.encoder.disease_pooling import POOLED, pooled
@@ -125,14 +126,16 @@ class DiseaseModel:
         index = self._index(graph)
         ranker = DiseaseRanker(graph, index.ranking)
         present, absent = ranker.checked(findings, excluded)
-        nodes, missing = np.array(present, np.int32), np.array(absent, np.int32)
-        screening = screen(index, nodes, missing)
-        total = first_score(screening.scores, screening.around)
+        nodes = np.array(present, np.int32)
+        screening = screen(index, nodes)
+        against = speaks_against(index, np.array(absent, np.int32))
+        total = first_score(screening.scores, screening.around) + against
         if prior:
             total = selection(total, index.properties.values)
         rows, rest = best_first(total, max(0, top))
         candidates = candidates_of(index, screening, rows)
-        scores = self.score(index, screening, candidates, nodes, missing, prior)
+        scores = self.score(index, screening, candidates, nodes, prior)
+        scores += self.weights.screening * against[rows]
         order = np.lexsort((rows, -scores))
         chances = self.probabilities(scores)
         ranked = [(int(rows[i]), float(scores[i]), float(chances[i])) for i in order[: max(0, top)]]
@@ -149,12 +152,11 @@ class DiseaseModel:
         screening: Screening,
         candidates: Candidates,
         findings: Ints,
-        excluded: Ints,
         prior: bool = True,
     ) -> Floats:
         """The score of every candidate, float32[K], in nats before calibration."""
         w = self.weights
-        scaled = (pooled(index, screening, candidates, findings, excluded) - w.mean) / w.scale
+        scaled = (pooled(index, screening, candidates, findings) - w.mean) / w.scale
         scores: Floats = times_vector(np.clip(scaled, -CLIP, CLIP), w.match)
         scores += w.screening * first_score(candidates.scores, candidates.around)
         if prior:

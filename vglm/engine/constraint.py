@@ -5,14 +5,15 @@ The masks of a step are filled by a thread of their own while the layers run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
+from queue import SimpleQueue
+from threading import Event, Thread
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
 
 MaskArray = npt.NDArray[np.uint32]
 
@@ -75,6 +76,8 @@ def fill_masks(constraints: Sequence[Constraint], masks: MaskArray) -> None:
 class MaskFiller:
     """Fills the masks of one step at a time in a thread of its own.
 
+    Not one of a ThreadPoolExecutor: a Ctrl-C while that starts a thread leaves one that the interpreter waits for at its exit.
+
     Attributes:
         error: why the masks of the last step could not be filled: they then allow nothing. None if they could.
     """
@@ -82,39 +85,51 @@ class MaskFiller:
     def __init__(self, vocab_size: int) -> None:
         self.error: str | None = None
         self._masks = np.zeros((1, -(-vocab_size // 32)), np.uint32)
-        self._thread: ThreadPoolExecutor | None = None
-        self._work: Future[None] | None = None
+        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread: Thread | None = None
+        self._done: Event | None = None
+        weakref.finalize(self, self._queue.put, None)
 
     def start(self, constraints: Sequence[Constraint]) -> MaskArray:
         """Begin to fill the masks of these constraints; returns them, uint32 [len(constraints), W].
 
         They are complete when `wait` returns and stay valid until the next `start`.
         """
-        from concurrent.futures import ThreadPoolExecutor
-
         self.finish()  # after an interrupt the last step's work may still go on
         if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, "vglm-masks")
+            thread = Thread(target=_work_off, args=(self._queue,), name="vglm-masks", daemon=True)
+            thread.start()
+            self._thread = thread
         if len(self._masks) < len(constraints):
             self._masks = np.zeros((len(constraints), self._masks.shape[1]), np.uint32)
         masks = self._masks[: len(constraints)]
         self.error = None
-        self._work = self._thread.submit(self._fill, list(constraints), masks)
+        done = self._done = Event()
+        self._queue.put(partial(self._fill, list(constraints), masks, done))
         return masks
 
-    def _fill(self, constraints: Sequence[Constraint], masks: MaskArray) -> None:
+    def _fill(self, constraints: Sequence[Constraint], masks: MaskArray, done: Event) -> None:
         try:
             fill_masks(constraints, masks)
         except Exception as error:
             masks[:] = 0
             self.error = f"{type(error).__name__}: {error}"
+        finally:
+            done.set()
 
     def wait(self) -> None:
         """Until the masks are complete."""
-        if self._work is not None:
-            self._work.result()
+        if self._done is not None:
+            self._done.wait()
 
     def finish(self) -> None:
         """The same, for the end of a step, however it ends."""
         self.wait()
-        self._work = None
+        self._done = None
+
+
+def _work_off(queue: SimpleQueue[Callable[[], None] | None]) -> None:
+    """A worker's life; it must not keep who gives the work alive."""
+    while (work := queue.get()) is not None:
+        work()
+        del work

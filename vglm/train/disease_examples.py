@@ -13,6 +13,7 @@ from vglm.encoder.disease_candidates import (
     first_score,
     screen,
     selection,
+    speaks_against,
     with_first,
 )
 from vglm.encoder.disease_genes import UNKNOWN
@@ -33,13 +34,15 @@ MIN_SHARE, MIN_ANNOTATIONS = 0.5, 6  # of a cited case's disease that must be le
 @dataclass(frozen=True)
 class Example:
     """K candidates, the true disease first and the others by their first score: `features` float32[K, len(POOLED)],
-    `first` float32[K] the scores of the screening, `prior` float32[K, len(PRIOR)], `log_weights` float32[K] (what a thinned
-    candidate stands for). `places` are those of the true disease among all diseases by the screening, by the likelihood
-    method and by best-match Resnik similarity; ties share the mean of their places."""
+    `first` float32[K] the scores of the screening, `against` float32[K] what the excluded findings take from them,
+    `prior` float32[K, len(PRIOR)], `log_weights` float32[K] (what a thinned candidate stands for). `places` are those of
+    the true disease among all diseases by the screening, by the likelihood method and by best-match Resnik similarity;
+    ties share the mean of their places."""
 
     case: Case
     features: Floats
     first: Floats
+    against: Floats
     prior: Floats
     log_weights: Floats
     places: dict[str, float]
@@ -52,7 +55,8 @@ def example(hpo: HPO, index: DiseaseIndex, case: Case, resnik: bool = False) -> 
         return None
     present, absent = ranker.checked(case.findings, case.excluded)
     findings, excluded = np.array(present, np.int32), np.array(absent, np.int32)
-    screening = screen(index, findings, excluded)
+    screening = screen(index, findings)
+    against = speaks_against(index, excluded)
     known: Annotations | None = None
     if case.cited:
         known = ranker.annotations_of(case.disease, case.papers)
@@ -61,14 +65,15 @@ def example(hpo: HPO, index: DiseaseIndex, case: Case, resnik: bool = False) -> 
             return None
         edges = fair_edges(graph, case.disease, case.papers)
         stated = properties(graph, index.ranking.diseases[row : row + 1], edges)
-        score = ranker.score_annotations(known, case.findings, case.excluded)
+        score = ranker.score_annotations(known, case.findings)
+        against[row] = ranker.score_annotations(known, case.findings, case.excluded) - score
     own = candidates_of(index, screening, np.array([row]))
     if known is not None:
         own = with_first(own, index, screening, row, score, known, stated)
-    total = selection(first_score(screening.scores, screening.around), index.properties.values)
-    total[row] = selection(first_score(own.scores, own.around), own.properties.values)[0]
-    likelihood = screening.scores.copy()
-    likelihood[row] = own.scores[0]
+    total = selection(first_score(screening.scores, screening.around), index.properties.values) + against
+    total[row] = selection(first_score(own.scores, own.around), own.properties.values)[0] + against[row]
+    likelihood = screening.scores + against
+    likelihood[row] = own.scores[0] + against[row]
     places = {"screening": _place(total, row), "likelihood": _place(likelihood, row)}
     if resnik:
         places["resnik"] = _resnik(hpo, case, known, row)
@@ -80,8 +85,9 @@ def example(hpo: HPO, index: DiseaseIndex, case: Case, resnik: bool = False) -> 
     candidates.twins[0] = _fair_twins(hpo, index, candidates.twins[0], case.papers)
     return Example(
         case,
-        pooled(index, screening, candidates, findings, excluded),
+        pooled(index, screening, candidates, findings),
         first_score(candidates.scores, candidates.around),
+        against[rows],
         documentation(candidates.properties.values),
         np.zeros(len(rows), np.float32),
         places,
@@ -116,6 +122,7 @@ def thinned(example: Example, random: np.random.Generator) -> Example:
         example,
         features=example.features[kept],
         first=example.first[kept],
+        against=example.against[kept],
         prior=example.prior[kept],
         log_weights=weights,
     )

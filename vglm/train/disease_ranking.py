@@ -21,7 +21,7 @@ from vglm.errors import ConfigError
 from vglm.train.disease_cases import Case
 from vglm.train.disease_examples import Example
 
-PENALTY = 0.25  # of the sum of squares of the scaled weights; the best of 0.12, 0.25 and 0.5 within the training folds
+PENALTY = 0.5  # of the sum of squares of the scaled weights
 CITED_WEIGHT = 0.5  # of a cited case: what is left of its disease is sparser than what a new patient meets
 MAX_CASES, MAX_CITED = 25, 10  # of one disease; cited ones only where there are not that many uncited
 _ITERATIONS = 100
@@ -52,7 +52,11 @@ def fit(examples: Sequence[Example], penalty: float = PENALTY, prior: bool = Tru
     scale = stacked.std(axis=(0, 1)) + 1e-3
     inputs = torch.from_numpy(np.clip((stacked - mean) / scale, -CLIP, CLIP))
     first = torch.from_numpy(np.stack([e.first for e in examples]))
-    first = first - first.max(dim=1, keepdim=True).values
+    first = (
+        first
+        - first.max(dim=1, keepdim=True).values
+        + torch.from_numpy(np.stack([e.against for e in examples]))
+    )
     known = torch.from_numpy(np.stack([e.prior for e in examples]))
     log_weights = torch.from_numpy(np.stack([e.log_weights for e in examples]))
     case_weights = torch.from_numpy(_case_weights(examples))
@@ -95,7 +99,7 @@ def score(weights: Weights, of: Example) -> npt.NDArray[np.float32]:
     """The score of each candidate of an example, float32[K], as `DiseaseModel.score` gives it."""
     scaled = np.clip((of.features - weights.mean) / weights.scale, -CLIP, CLIP)
     scores: npt.NDArray[np.float32] = (
-        scaled @ weights.match + weights.screening * of.first + of.prior @ weights.prior
+        scaled @ weights.match + weights.screening * (of.first + of.against) + of.prior @ weights.prior
     )
     return scores
 
