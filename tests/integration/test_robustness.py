@@ -131,9 +131,9 @@ WRONG_CALLS: list[tuple[Callable[[LLM], Any], str]] = [
     (lambda m: m.encode(""), "empty"),
     (lambda m: m.encode([[5] * 257]), "max_model_len"),
     (lambda m: m.chat(None), "messages"),  # type: ignore[arg-type]
-    (lambda m: m.chat("hi"), "message 0"),  # type: ignore[arg-type]
-    (lambda m: m.chat([{"content": "hi"}]), "message 0"),
-    (lambda m: m.chat([{"role": "user", "content": None}]), "template"),
+    (lambda m: m.chat("hi"), "messages must be a list"),  # type: ignore[arg-type]
+    (lambda m: m.chat([{"content": "hi"}]), "messages\\[0\\] has no role"),
+    (lambda m: m.chat([{"role": "user", "content": None}]), "messages\\[0\\] has no content"),
     (lambda m: m.chat([{"role": "user", "content": "\ud800"}]), "Unicode"),
     (lambda m: m.stream(["a", "b"]), "one prompt"),
     (lambda m: m.stream([]), "one prompt"),

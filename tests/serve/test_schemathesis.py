@@ -22,7 +22,7 @@ KEY = "sk-schemathesis"
 EXAMPLES = os.environ.get("VGLM_FUZZ_EXAMPLES", "25")
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 #: Short contexts and few sequences, so that what is generated ends soon; the document says so.
-OPTIONS = ("--max-model-len", "160", "--max-num-seqs", "16", "--kv-cache-memory", "100M", "--api-key", KEY)
+OPTIONS = ("--max-model-len", "1024", "--max-num-seqs", "16", "--kv-cache-memory", "100M", "--api-key", KEY)
 TOWNS = {
     "nodes": [
         {"id": "c", "name": "Chill", "type": "disease"},

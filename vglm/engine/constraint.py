@@ -96,16 +96,18 @@ class MaskFiller:
         They are complete when `wait` returns and stay valid until the next `start`.
         """
         self.finish()  # after an interrupt the last step's work may still go on
-        if self._thread is None:
-            thread = Thread(target=_work_off, args=(self._queue,), name="vglm-masks", daemon=True)
-            thread.start()
-            self._thread = thread
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = Thread(target=_work_off, args=(self._queue,), name="vglm-masks", daemon=True)
+            self._thread.start()
         if len(self._masks) < len(constraints):
             self._masks = np.zeros((len(constraints), self._masks.shape[1]), np.uint32)
         masks = self._masks[: len(constraints)]
         self.error = None
-        done = self._done = Event()
+        done = Event()
         self._queue.put(partial(self._fill, list(constraints), masks, done))
+        self._done = (
+            done  # after the work is queued: an interrupt between the two must not leave a wait for nothing
+        )
         return masks
 
     def _fill(self, constraints: Sequence[Constraint], masks: MaskArray, done: Event) -> None:
