@@ -38,7 +38,7 @@ class Recorded(demo_view.View):
 if __name__ == "__main__":
     demo_view.View = Recorded  # type: ignore[misc]
     demo.EXPLAINED = 2
-    demo.run(demo.Options(None, None, None, demo.DEFAULT_MODEL, 5, None, True, False))
+    demo.run(demo.Options(None, None, None, "open-autoglm-v1", 5, None, True, False))
     svg = Recorded.last.export_svg(title="make demo", theme=MONOKAI)
     svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)  # no fonts from elsewhere
     Path(__file__).with_name("demo.svg").write_text(svg, encoding="utf-8")
