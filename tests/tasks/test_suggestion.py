@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.integration.helpers import tiny_model
-from tests.tasks.clinic import DISEASES, clinic, trained
+from tests.tasks.clinic import DISEASES
 from vglm import LLM, Graph, GraphError, ModelError, RequestError, SamplingParams
 from vglm.encoder.disease_pooling import POOLED
 from vglm.encoder.disease_ranker import DiseaseModel, Weights
@@ -24,18 +24,6 @@ from vglm.tasks.findings import link_findings
 from vglm.tasks.suggestion_prompt import MOST_EVIDENCE, MOST_FINDINGS, explained_graph, explained_question
 
 FINDINGS = ["p2", "p4", "p6", "p8"]
-
-
-@pytest.fixture(scope="module")
-def graph() -> Graph:
-    return clinic()
-
-
-@pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VGLM_HOME", str(tmp_path_factory.mktemp("home")))
-        yield trained(tmp_path_factory.mktemp("model"))
 
 
 # ---- findings

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.decode.test_grounded_pattern import texts_of
-from tests.tasks.clinic import clinic, trained
+from tests.tasks.clinic import clinic
 from vglm import LLM, Graph, SamplingParams
 from vglm.evaluate import statements
 from vglm.graph.annotations import HAS_PHENOTYPE
@@ -20,18 +20,6 @@ from vglm.tasks.suggestion_form import clause, explanation_form, how_often, long
 from vglm.tasks.suggestion_prompt import explained_graph
 
 FINDINGS = ["p2", "p4", "p6", "p8"]
-
-
-@pytest.fixture(scope="module")
-def graph() -> Graph:
-    return clinic()
-
-
-@pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VGLM_HOME", str(tmp_path_factory.mktemp("home")))
-        yield trained(tmp_path_factory.mktemp("model"))
 
 
 def candidate(graph: Graph, disease: str, findings: list[str], excluded: list[str]) -> Candidate:

@@ -90,22 +90,11 @@ class PatternWriter:
         elif "entity" in pattern:
             self._entity(pattern["entity"])
         elif "one_of" in pattern:
-            self._one_of([partial(self.write, inner) for inner in pattern["one_of"]])
+            self._program.one_of([partial(self.write, inner) for inner in pattern["one_of"]])
         else:
             least, most = _limits(pattern)
             items = pattern["list"]
-            self._one_of([partial(self._listed, items, count) for count in range(least, most + 1)])
-
-    def _one_of(self, choices: Sequence[Callable[[], None]]) -> None:
-        ends = []
-        for place, write in enumerate(choices):
-            last = place == len(choices) - 1
-            otherwise = None if last else self._program.split()
-            write()
-            if otherwise is not None:
-                ends.append(self._program.jump())
-                self._program.patch(otherwise)
-        self._program.patch(*ends)
+            self._program.one_of([partial(self._listed, items, count) for count in range(least, most + 1)])
 
     def _listed(self, items: Sequence[Any], count: int) -> None:
         """`count` of the items in their order: a layer of all items for each place in the list; behind item i of a layer the

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 
 import numpy as np
@@ -132,6 +132,17 @@ class Program:
         """Let them lead here."""
         for instruction, operand in patches:
             self._rows[instruction][operand] = self.here
+
+    def one_of(self, choices: Sequence[Callable[[], object]]) -> None:
+        """Go on with one of several pieces, each written by a call."""
+        ends = []
+        for place, write in enumerate(choices):
+            otherwise = self.split() if place < len(choices) - 1 else None
+            write()
+            if otherwise is not None:
+                ends.append(self.jump())
+                self.patch(otherwise)
+        self.patch(*ends)
 
     def require_unused(self, instruction: int, names: int, least: int) -> None:
         """Let an instruction go on only while a list has names that are not used up. Raises RequestError if it never has

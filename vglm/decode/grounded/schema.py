@@ -16,7 +16,8 @@ JSON is written as {"a": 1, "b": [2, 3]}, properties in the order of the schema.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from json import dumps
 from typing import Any
 from urllib.parse import unquote
@@ -107,14 +108,14 @@ class SchemaWriter:
             return self._enum(schema, effect)
         if "anyOf" in schema:
             self._known(schema, {"anyOf"})
-            self._any_of([lambda s=s: self.write(s, depth + 1) for s in _list(schema["anyOf"])])
+            self._program.one_of([partial(self.write, s, depth + 1) for s in _list(schema["anyOf"])])
             return None
         types = schema.get("type")
         if isinstance(types, list) and types:
             kept = {t: {**{k: schema[k] for k in schema.keys() - _known_words()}, "type": t} for t in types}
             for t in types:
                 kept[t] |= {k: schema[k] for k in schema.keys() & _OF_TYPE.get(t, set())}
-            self._any_of([lambda t=t: self.write(kept[t], depth + 1) for t in types])
+            self._program.one_of([partial(self.write, kept[t], depth + 1) for t in types])
             return None
         if not isinstance(types, str) or types not in _OF_TYPE:
             raise Unsupported(f"a schema without a type, or of the type {shown(types)}")
@@ -137,17 +138,6 @@ class SchemaWriter:
         names = self.write(target, depth + 1, effect)
         self._open.pop()
         return names
-
-    def _any_of(self, choices: Sequence[Any]) -> None:
-        ends = []
-        for position, write in enumerate(choices):
-            last = position == len(choices) - 1
-            otherwise = None if last else self._program.split()
-            write()
-            if otherwise is not None:
-                ends.append(self._program.jump())
-                self._program.patch(otherwise)
-        self._program.patch(*ends)
 
     # ---- values of the graph
 
